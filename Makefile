@@ -1,0 +1,72 @@
+# `make demo` and `make test` need only Python 3.11 or newer and a package index that pip can reach.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow smoke bench lint format docs clean
+
+help:
+	@echo "make demo       run the tour on real data; the last line is the path of its report"
+	@echo "make test       the tests, less those marked slow"
+	@echo "make test-slow  only those marked slow"
+	@echo "make lint       ruff, basedpyright, import-linter"
+	@echo "make format     let ruff mend what it can"
+	@echo "make bench      us and the peers side by side, written to benchmarks/results/"
+	@echo "make docs       the site, into site/"
+	@echo "make clean      remove environments, caches and built files"
+
+# One stamp for each set of packages: a second `make` installs nothing until pyproject.toml changes.
+$(VENV)/.core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable ".[test,dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/probinf run tour
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+# What .ci/run does on the newest Python.
+smoke: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m smoke $(PYTEST_ARGS)
+	$(BIN)/probinf doctor
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.core
+	$(BIN)/python -m benchmarks filters
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv-* .bench .cache site dist build .pytest_cache .ruff_cache .hypothesis

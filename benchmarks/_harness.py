@@ -1,0 +1,255 @@
+"""The harness: starts competitors as worker processes, runs them interleaved, and reduces the timings.
+
+Interleaved means one run of each competitor in turn, round after round, the starting competitor moving by one each
+round. So a slow minute of the machine is shared by all, and ratios are taken within a round before their median.
+"""
+
+import contextlib
+import json
+import math
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Competitor(NamedTuple):
+    """One way of solving the problem.
+
+    Attributes:
+        library: "probinf", "bare" or a peer.
+        variant: a name from the adapter's `VARIANTS`.
+        rule: the resampling rule; only equal rules are compared.
+        adapter: module name of the adapter.
+        python: the interpreter of its environment.
+    """
+
+    library: str
+    variant: str
+    rule: str
+    adapter: str
+    python: str
+
+    @property
+    def name(self) -> str:
+        """`library:variant`."""
+        return f"{self.library}:{self.variant}"
+
+
+class Case(NamedTuple):
+    """One problem size."""
+
+    problem: str
+    num_steps: int
+    num_particles: int
+
+
+class Run(NamedTuple):
+    """One timed run; times in seconds."""
+
+    wall: float
+    cpu: float
+    log_evidence: float
+    peak_rss_mb: float
+
+
+class Row(NamedTuple):
+    """All that was measured of one competitor on one case; `fault` is its last words, else empty."""
+
+    case: Case
+    competitor: Competitor
+    versions: dict[str, str]
+    device: str
+    exact: float
+    first: Run | None
+    runs: tuple[Run, ...]
+    fault: str = ""
+
+    @property
+    def wall(self) -> list[float]:
+        """Wall seconds, one entry a round."""
+        return [run.wall for run in self.runs]
+
+    @property
+    def cpu(self) -> list[float]:
+        """CPU seconds of the whole process, one entry a round."""
+        return [run.cpu for run in self.runs]
+
+    @property
+    def errors(self) -> list[float]:
+        """Log evidence minus the exact one, one entry a round."""
+        return [run.log_evidence - self.exact for run in self.runs]
+
+    @property
+    def compile_wall(self) -> float:
+        """Wall seconds of the first call beyond a later one."""
+        return self.first.wall - statistics.median(self.wall) if self.first and self.runs else math.nan
+
+    @property
+    def compile_cpu(self) -> float:
+        """CPU seconds of the first call beyond a later one."""
+        return self.first.cpu - statistics.median(self.cpu) if self.first and self.runs else math.nan
+
+
+class WorkerError(RuntimeError):
+    """A worker died or ran past its limit."""
+
+
+class Worker:
+    """A competitor's process; a context manager that ends it.
+
+    The environment of the process turns JAX's persistent compilation cache off, so that a first call compiles.
+    """
+
+    def __init__(self, python: str, *, limit_s: float = 1800) -> None:
+        self._limit = limit_s
+        self._errors: IO[str] = tempfile.TemporaryFile("w+")
+        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks._worker"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise WorkerError("the process has no pipes")
+        self._stdin: IO[str] = self._process.stdin
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends one request and waits for its answer.
+
+        Raises:
+            WorkerError: the process ended, or gave no answer within the limit.
+        """
+        try:
+            self._stdin.write(json.dumps(request) + "\n")
+            self._stdin.flush()
+            line = self._lines.get(timeout=self._limit)
+        except queue.Empty as error:
+            self.stop()
+            raise WorkerError(f"no answer within {self._limit:.0f} s") from error
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise WorkerError(self.stop() or "the process ended")
+        return json.loads(line)
+
+    def stop(self) -> str:
+        """Ends the process, which holds nothing worth keeping; returns its last line of errors."""
+        if self._errors.closed:
+            return ""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        self._errors.close()
+        # Closing flushes, and a process that died early has left a broken pipe behind.
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        return lines[-1] if lines else ""
+
+    def _read(self, answers: IO[str]) -> None:
+        with answers:
+            for line in answers:
+                self._lines.put(line)
+        self._lines.put("")
+
+
+def measure(
+    case: Case, competitors: Sequence[Competitor], exact: float, *, rounds: int, warm_up: int = 1, say=print
+) -> list[Row]:
+    """Runs all competitors on one case, interleaved; a competitor that fails is reported and left out.
+
+    Args:
+        case: problem and size.
+        competitors: each gets a fresh process.
+        exact: the log evidence that errors are measured from.
+        rounds: timed runs each.
+        warm_up: runs after the first that are not timed.
+        say: called with a line of progress.
+    """
+    workers: dict[Competitor, Worker] = {}
+    prepared: dict[Competitor, dict[str, Any]] = {}
+    first: dict[Competitor, Run] = {}
+    runs: dict[Competitor, list[Run]] = {one: [] for one in competitors}
+    faults: dict[Competitor, str] = {}
+
+    def attempt(one: Competitor, **request: Any) -> dict[str, Any] | None:
+        try:
+            return workers[one].ask(**request)
+        except WorkerError as error:
+            faults[one] = str(error)
+            say(f"    {one.name}: {error}")
+            return None
+
+    try:
+        for one in competitors:
+            workers[one] = Worker(one.python)
+            details = attempt(one, do="prepare", adapter=one.adapter, variant=one.variant, **case._asdict())
+            reply = details and attempt(one, do="run", seed=0)
+            if details and reply:
+                prepared[one], first[one] = details, Run(**reply)
+                say(f"    {one.name}: first call {reply['wall']:.2f} s")
+            for seed in range(1, 1 + warm_up):
+                if one not in faults:
+                    attempt(one, do="run", seed=seed)
+        for index in range(rounds):
+            shift = index % len(competitors)
+            for one in [*competitors[shift:], *competitors[:shift]]:
+                reply = None if one in faults else attempt(one, do="run", seed=1 + warm_up + index)
+                if reply:
+                    runs[one].append(Run(**reply))
+            say(f"    round {index + 1} of {rounds}")
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return [
+        Row(
+            case,
+            one,
+            prepared.get(one, {}).get("versions", {}),
+            prepared.get(one, {}).get("device", ""),
+            exact,
+            first.get(one),
+            tuple(runs[one]),
+            faults.get(one, ""),
+        )
+        for one in competitors
+    ]
+
+
+def pair_ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Divides theirs by ours within each round; above 1 we are faster."""
+    return [b / a for a, b in zip(ours, theirs, strict=False)]
+
+
+def machine() -> dict[str, Any]:
+    """What the timings were taken on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else ""
+    return {"cpu": model, "cores": cores, "load": list(os.getloadavg()), "python": sys.version.split()[0]}

@@ -1,0 +1,316 @@
+r"""The run driver: long work as compiled chunks under one host loop.
+
+The key of step i is `fold_in(key, i)` with the global index i, so neither chunking, nor a resume, nor the speed of
+the machine changes a draw. Between chunks the host takes the records, writes the checkpoint, shows progress and
+looks for Ctrl-C.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from probinf.core._chunk import as_state, buffer_capacity, empty_reduction, record_shapes, run_chunk
+from probinf.core._fingerprint import fingerprint_of
+from probinf.core._progress import Report, progress_display
+from probinf.core._storage import RunStore, Snapshot, StorageWarning, identity_of, open_store
+from probinf.core._types import PRNGKey
+
+MAX_STEPS = 2**31 - 1  # the step index is an int32
+SECONDS_PER_CALL = 0.5
+SECONDS_BETWEEN_WRITES = 5.0
+WRITE_SHARE = 0.02  # of the time, at most, for checkpoints of large states
+
+
+class Run(NamedTuple):
+    """What `run_steps` returns.
+
+    Attributes:
+        state: after step `num_done`.
+        records: pytree of NumPy arrays, leading axis `num_done`; None with `collect=False`.
+        reduced: what the reducer's `finalize` made of the records; None without a reducer.
+        num_done: number of finished steps; less than `num_steps` only if interrupted.
+        interrupted: whether Ctrl-C ended the run early.
+    """
+
+    state: PyTree
+    records: PyTree
+    reduced: Any
+    num_done: int
+    interrupted: bool
+
+
+def run_steps(
+    key: PRNGKey,
+    step: Callable[..., Any],
+    state: PyTree,
+    num_steps: int,
+    *,
+    name: str = "run",
+    chunk_size: int | None = None,
+    collect: bool = True,
+    reducer: Any = None,
+    checkpoint: str | Path | None = None,
+    fingerprint: str | None = None,
+    progress: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    describe: Callable[[PyTree, PyTree], str] | None = None,
+) -> Run:
+    r"""Runs `state, record = step(fold_in(key, i), i, state)` for i = 0 .. num_steps - 1.
+
+    Law: the result depends on `key`, `step`, `state` and `num_steps` alone; a run that was killed and resumed, or
+    cut into other chunks, gives the same bits (same device, versions and shapes). One compilation serves every
+    chunk, every `num_steps` and every new value in the array leaves of `step` and `state`.
+
+    The first Ctrl-C ends the run after the call in progress (about half a second) and returns what is done; a second
+    one raises. Whatever else ends the run, an error included, the finished steps are first written to the
+    checkpoint. A disk that fails during the run gives one `StorageWarning`; the run goes on in memory and tries
+    again at every write.
+
+    Args:
+        key: PRNG key of the run.
+        step: `(key_i, index, state) -> (state, record)`, an `equinox.Module` with its data in array leaves or a
+            module-level function; `index` is an int32 scalar; `record` a pytree of arrays. Shapes and dtypes of the
+            state must stay.
+        state: pytree; array leaves are carried, other leaves are static.
+        num_steps: number of steps in all, those of an earlier run in `checkpoint` included; 0 .. 2^31 - 1.
+        name: for the progress display and the checkpoint's manifest.
+        chunk_size: number of steps between two writes to the checkpoint; None for about every 5 s. Compiled calls
+            last about half a second and never cross such a border.
+        collect: whether the records are kept (in host memory, and in the checkpoint).
+        reducer: a `Reducer` that folds the records on the device, in memory independent of `num_steps`.
+        checkpoint: folder; made if absent, resumed if it holds this run, returned at once if it is finished there.
+        fingerprint: what identifies the run besides key, shapes and versions; None hashes `step` and `state`.
+        progress: whether to show progress on stderr, at least every 5 s of `clock`, or at every step that lasts longer.
+        mesh: the state's array leaves stay sharded as they come (`NamedSharding`), others are replicated over it.
+        clock: seconds; only paces the work, never enters the results.
+        describe: `(state, records of the last call or None) -> text` for the progress display.
+
+    Returns:
+        A `Run`.
+
+    Raises:
+        ValueError: `num_steps` or `chunk_size` out of range; `checkpoint` holds another run, is damaged, holds more
+            steps than asked for, or is being written by another process.
+        TypeError: `step` changes the structure, shapes or dtypes of the state.
+        OSError: the checkpoint folder cannot be made.
+    """
+    _check_arguments(num_steps, chunk_size)
+    shardings, state = _placed(state, mesh, (key, step))
+    shapes = record_shapes(step, key, state)
+    fresh = Snapshot(0, state, empty_reduction(reducer, shapes))
+    records = _host_arrays(shapes, num_steps) if collect else None
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_interrupts())
+        store = None
+        if checkpoint is not None:
+            name_of = fingerprint if fingerprint is not None else fingerprint_of(step, state, reducer)
+            identity = identity_of(key, state, shapes if collect else None, fresh.accumulated, name_of)
+            store = stack.enter_context(open_store(checkpoint, identity, name))
+        at = fresh if store is None else store.load(fresh, records, num_steps)
+        saver = _Saver(store, records, at, chunk_size, clock)
+        report = stack.enter_context(progress_display(name, at.done, num_steps, clock)) if progress else None
+        pacer = _Pacer(buffer_capacity(shapes) if collect else MAX_STEPS, chunk_size, clock)
+        try:
+            while at.done < num_steps and not stop.requested:
+                count = pacer.begin(at.done, num_steps)
+                at, part = _advance(key, step, reducer, at, count, records, shardings)
+                pacer.end()
+                saver.offer(at)
+                _show(report, at, part, describe)
+        except KeyboardInterrupt:
+            if stop.requested:
+                raise
+            stop.requested = True
+        finally:
+            saver.finish(at)
+    return _result(at, records, reducer, num_steps)
+
+
+def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer):
+        raise TypeError(f"`num_steps` must be an int, got {num_steps!r}")
+    if not 0 <= num_steps <= MAX_STEPS:
+        raise ValueError(
+            f"`num_steps` must lie in 0 .. {MAX_STEPS}, got {num_steps}: steps are counted in int32. "
+            "For more, start a second run from the state of the first, with another key"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}; None lets the driver choose")
+
+
+def _placed(state: PyTree, mesh: jax.sharding.Mesh | None, others: PyTree) -> tuple[tuple[Any, ...] | None, PyTree]:
+    """The state where it will stay, and the shardings to keep: an array that moved would compile the chunk again."""
+    dynamic, static = eqx.partition(as_state(state), eqx.is_array)
+    leaves, structure = jax.tree.flatten(dynamic)
+    if mesh is None:
+        committed = [leaf for leaf in jax.tree.leaves((dynamic, others)) if eqx.is_array(leaf) and leaf.committed]
+        if committed and all(leaf.sharding == committed[0].sharding for leaf in committed):
+            leaves = [leaf if leaf.committed else jax.device_put(leaf, committed[0].sharding) for leaf in leaves]
+        return None, eqx.combine(jax.tree.unflatten(structure, leaves), static)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    kept = tuple(a.sharding if isinstance(a.sharding, jax.sharding.NamedSharding) else everywhere for a in leaves)
+    leaves = [jax.device_put(leaf, sharding) for leaf, sharding in zip(leaves, kept, strict=True)]
+    return kept, eqx.combine(jax.tree.unflatten(structure, leaves), static)
+
+
+def _host_arrays(shapes: PyTree, num_steps: int) -> PyTree:
+    """Arrays for all records; the system gives the memory only as they fill."""
+    try:
+        return jax.tree.map(lambda s: np.empty((num_steps, *s.shape), s.dtype), shapes)
+    except MemoryError as error:
+        raise MemoryError(
+            f"the records of {num_steps} steps do not fit in memory: pass `collect=False` with a `reducer`, "
+            "record less, or run fewer steps"
+        ) from error
+
+
+def _advance(
+    key: PRNGKey, step: Any, reducer: Any, at: Snapshot, count: int, records: PyTree, shardings: tuple | None
+) -> tuple[Snapshot, PyTree]:
+    """Runs `count` steps and moves their records to the host; returns where the run is and the new records."""
+    start, length = jnp.asarray(at.done, jnp.int32), jnp.asarray(count, jnp.int32)
+    collect = records is not None
+    chunk = run_chunk(key, step, reducer, start, length, at.state, at.accumulated, collect, shardings)
+    jax.block_until_ready(eqx.filter(chunk, eqx.is_array))
+    part = jax.tree.map(lambda host: host[at.done : at.done + count], records)
+    jax.tree.map(lambda target, buffer: np.copyto(target, np.asarray(buffer)[:count]), part, chunk.records)
+    return Snapshot(at.done + count, chunk.state, chunk.accumulated), part
+
+
+class _Pacer:
+    """Chooses how many steps the next call takes: about half a second's worth, never across a write.
+
+    The first two calls are one step each: the first may compile, the second measures. After that each call takes at
+    most eight times as many steps as the one before.
+    """
+
+    def __init__(self, capacity: int, chunk_size: int | None, clock: Callable[[], float]):
+        self._capacity, self._chunk_size, self._clock = capacity, chunk_size, clock
+        self._wanted, self._count, self._begun, self._first = 1, 1, 0.0, True
+
+    def begin(self, index: int, num_steps: int) -> int:
+        border = num_steps if self._chunk_size is None else index - index % self._chunk_size + self._chunk_size
+        self._count = min(self._wanted, self._capacity, num_steps - index, border - index)
+        self._begun = self._clock()
+        return self._count
+
+    def end(self) -> None:
+        seconds = self._clock() - self._begun
+        most = 1 if self._first else 8 * max(self._count, min(self._wanted, self._capacity))
+        fits = most if seconds <= 0 else int(self._count * SECONDS_PER_CALL / seconds)
+        self._wanted, self._first = max(1, min(most, fits)), False
+
+
+class _Saver:
+    """Decides when the checkpoint is written, and keeps a failing disk from ending the run."""
+
+    def __init__(
+        self,
+        store: RunStore | None,
+        records: PyTree,
+        at: Snapshot,
+        chunk_size: int | None,
+        clock: Callable[[], float],
+    ):
+        self._store, self._records, self._chunk_size, self._clock = store, records, chunk_size, clock
+        self._saved, self._warned, self._last, self._pause = at.done, False, clock(), SECONDS_BETWEEN_WRITES
+
+    def offer(self, at: Snapshot) -> None:
+        """Writes if it is time."""
+        if self._chunk_size is not None:
+            due = at.done % self._chunk_size == 0
+        else:
+            due = self._clock() - self._last >= self._pause
+        if due:
+            self._write(at)
+
+    def finish(self, at: Snapshot) -> None:
+        """Writes what is left."""
+        if at.done > self._saved:
+            self._write(at)
+        if self._store is not None and at.done > self._saved and self._warned:
+            warnings.warn(
+                f"the run ended with only {self._saved} of {at.done} steps in the checkpoint folder "
+                f"{self._store.folder}; the rest is in the returned result: save it elsewhere",
+                StorageWarning,
+                stacklevel=3,
+            )
+
+    def _write(self, at: Snapshot) -> None:
+        if self._store is None:
+            return
+        begun = self._clock()
+        pending = jax.tree.map(lambda a: a[self._saved : at.done], self._records)
+        try:
+            self._store.save(self._saved, pending, at)
+        except OSError as error:
+            self._warn(error, at)
+        else:
+            self._saved = at.done
+        self._last = self._clock()
+        self._pause = max(SECONDS_BETWEEN_WRITES, (self._last - begun) / WRITE_SHARE)
+
+    def _warn(self, error: OSError, at: Snapshot) -> None:
+        if self._warned or self._store is None:
+            return
+        self._warned = True
+        warnings.warn(
+            f"the checkpoint folder {self._store.folder} cannot be written ({error}). {self._saved} of {at.done} "
+            "finished steps are safe there; the run goes on in memory and tries again at every write: make room",
+            StorageWarning,
+            stacklevel=5,
+        )
+
+
+def _show(report: Report | None, at: Snapshot, part: PyTree, describe: Callable[[PyTree, PyTree], str] | None) -> None:
+    if report is not None:
+        report(at.done, lambda: "" if describe is None else describe(at.state, part))
+
+
+def _result(at: Snapshot, records: PyTree, reducer: Any, num_steps: int) -> Run:
+    done = at.done
+    kept = records if done == num_steps else jax.tree.map(lambda a: a[:done].copy(), records)
+    reduced = None if reducer is None else reducer.finalize(at.accumulated)
+    return Run(at.state, kept, reduced, done, done < num_steps)
+
+
+class _Stop:
+    requested = False
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Stop]:
+    """Inside the block the first Ctrl-C only sets `requested`; a second one raises `KeyboardInterrupt`.
+
+    Only where Ctrl-C has Python's own meaning: another handler, or another thread, is left alone.
+    """
+    stop = _Stop()
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+    def request(number: int, frame: Any) -> None:
+        del number, frame
+        stop.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if ours:
+        signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

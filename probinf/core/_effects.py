@@ -1,0 +1,134 @@
+r"""Random choices with a finite law, and the control flow that an enumerator can see through.
+
+`choose` is the one door for such choices. Normally it draws; inside `enumerating` it returns one given
+outcome and multiplies up its probability, so that `probinf.validity` can compute the exact law of a whole
+algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat` and `map_items`
+are `lax.cond`, `lax.scan`, `lax.fori_loop` and `vmap` outside an enumeration, and plain Python inside one, where a choice must
+not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from probinf.core._types import PRNGKey
+
+
+@runtime_checkable
+class Choice(Protocol):
+    r"""A random choice with a finite law.
+
+    Law: `sample(key, *inputs)` is distributed as `outcomes[i]` with probability `probabilities[i]`, where
+    `outcomes, probabilities = law(*inputs)`. The number of outcomes is static.
+    """
+
+    def sample(self, key: PRNGKey, *inputs: Any, **options: Any) -> PyTree:
+        """One draw."""
+        ...
+
+    def law(self, *inputs: Any, **options: Any) -> tuple[PyTree, Float[Array, " m"]]:
+        """All outcomes, stacked on a leading axis, and their probabilities."""
+        ...
+
+
+@runtime_checkable
+class Handler(Protocol):
+    """What an enumerator installs: it decides each choice in the order in which they are met."""
+
+    def decide(self, outcomes: PyTree, probabilities: Float[Array, " m"]) -> PyTree:
+        """The outcome to go on with."""
+        ...
+
+
+_HANDLER: contextvars.ContextVar[Handler | None] = contextvars.ContextVar("probinf_choice_handler", default=None)
+
+
+@contextlib.contextmanager
+def enumerating(handler: Handler) -> Iterator[None]:
+    """Within the block every `choose` is decided by `handler` instead of drawn."""
+    token = _HANDLER.set(handler)
+    try:
+        yield
+    finally:
+        _HANDLER.reset(token)
+
+
+def choose(key: PRNGKey, choice: Choice, *inputs: Any) -> PyTree:
+    """Makes a random choice: `choice.sample(key, *inputs)`, unless an enumerator decides it.
+
+    Args:
+        key: PRNG key, consumed.
+        choice: an object with `sample` and `law` (see `Choice`).
+        *inputs: passed to both.
+
+    Returns:
+        One outcome.
+    """
+    handler = _HANDLER.get()
+    if handler is None:
+        return choice.sample(key, *inputs)
+    return handler.decide(*choice.law(*inputs))
+
+
+def cond(pred: Bool[Array, ""], true_fun: Callable, false_fun: Callable, *operands: Any) -> PyTree:
+    """`lax.cond`; inside an enumeration both branches run and `pred` selects."""
+    if _HANDLER.get() is None:
+        return jax.lax.cond(pred, true_fun, false_fun, *operands)
+    # Summed over its outcomes, a choice made in the branch that is not taken has weight one: no harm.
+    return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(*operands), false_fun(*operands))
+
+
+def scan(
+    body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: bool = True
+) -> tuple[PyTree, PyTree]:
+    """`lax.scan`; inside an enumeration, or if not traceable, a Python loop with the same results."""
+    if traceable and _HANDLER.get() is None:
+        return jax.lax.scan(body, carry, xs, length)
+    outputs = []
+    for i in range(length):
+        carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        outputs.append(output)
+    if not outputs:
+        token = _HANDLER.set(None)  # the body is only looked at for its shapes
+        try:
+            return carry, jax.lax.scan(body, carry, xs, length)[1]
+        finally:
+            _HANDLER.reset(token)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def repeat(num_steps: Any, body: Callable[[Any, Any], Any], carry: PyTree) -> PyTree:
+    """`lax.fori_loop` from 0; inside an enumeration a Python loop (`num_steps` must then be an integer)."""
+    if _HANDLER.get() is None:
+        return jax.lax.fori_loop(0, num_steps, body, carry)
+    for i in range(int(num_steps)):
+        carry = body(i, carry)
+    return carry
+
+
+def map_items(function: Callable, *items: PyTree) -> PyTree:
+    """`vmap` over the leading axis; inside an enumeration a Python loop, so that items choose apart."""
+    if _HANDLER.get() is None:
+        return jax.vmap(function)(*items)
+    count = jax.tree.leaves(items)[0].shape[0]
+    outputs = [function(*jax.tree.map(lambda a, i=i: a[i], items)) for i in range(count)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def compiled(function: Callable) -> Callable:
+    """`equinox.filter_jit(function)`; inside an enumeration `function` itself, traced afresh."""
+    jitted = eqx.filter_jit(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return jitted(*args, **kwargs) if _HANDLER.get() is None else function(*args, **kwargs)
+
+    call.jitted = jitted  # pyright: ignore[reportFunctionMemberAccess]
+    return call

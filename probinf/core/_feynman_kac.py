@@ -1,0 +1,100 @@
+r"""`FeynmanKac`: the path measure $M_0(dx_0) G_0(x_0) \prod_t M_t(x_{t-1}, dx_t) G_t(x_{t-1}, x_t)$.
+
+Del Moral (2004), "Feynman-Kac Formulae"; Chopin and Papaspiliopoulos (2020), chapter 5.
+"""
+
+from typing import Any, ClassVar, NoReturn
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from probinf.core._effects import map_items
+from probinf.core._types import Ancestors, PRNGKey
+
+
+class FeynmanKac(eqx.Module):
+    r"""A sequence of kernels $M_t$ and potentials $G_t$; subclass it and define the first three methods.
+
+    Data and parameters are array leaves of the subclass, so that new data of the same shape recompiles
+    nothing. In the *particle* form every method sees one particle. In the *batch* form (`batch = True` on the
+    class) it sees the whole population, leading axis N, with one key: `init(key, num_particles)`,
+    `mutate(key, t, x)`, `log_potential(t, x_prev, x) -> [N]`. The batch form is the fast one.
+
+    Attributes:
+        batch: whether the class is in batch form.
+        num_steps: number of time steps T >= 0, so that t = 0 .. T-1. A field or property of the subclass.
+    """
+
+    batch: ClassVar[bool] = False
+    num_steps: eqx.AbstractVar[int]
+
+    def init(self, key: PRNGKey, *num_particles: int) -> PyTree:
+        """Draws x_0 from M_0."""
+        self._absent("init")
+
+    def mutate(self, key: PRNGKey, t: int | Array, x: PyTree) -> PyTree:
+        """Draws x_t from M_t(x, .), for t >= 1."""
+        self._absent("mutate")
+
+    def log_potential(self, t: int | Array, x_prev: PyTree | None, x: PyTree) -> Array:
+        """log G_t; `x_prev` is None at t = 0."""
+        self._absent("log_potential")
+
+    def log_transition(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
+        """Optional: the log density of M_t(x_prev, dx), for smoothing and ancestor sampling."""
+        self._absent("log_transition")
+
+    def look_ahead(self, t: int | Array, x: PyTree) -> Array:
+        """Optional: log psi_t(x), a guess of how well x will do at t + 1, for auxiliary filters."""
+        self._absent("look_ahead")
+
+    def gather(self, particles: PyTree, ancestors: Ancestors) -> PyTree:
+        """Optional: particles[ancestors]; override it where a copy can be avoided."""
+        return take(particles, ancestors)
+
+    def _absent(self, method: str) -> NoReturn:
+        raise TypeError(f"`{type(self).__name__}` does not define `{method}`, which this algorithm needs: define it")
+
+
+def take(particles: PyTree, ancestors: Ancestors) -> PyTree:
+    """The particles at `ancestors`; indices must lie in range (resampling schemes see to it)."""
+    return jax.tree.map(lambda leaf: leaf.at[ancestors].get(mode="promise_in_bounds"), particles)
+
+
+class Batched(eqx.Module):
+    """Any `FeynmanKac` seen in batch form: the particle form is mapped over keys, the batch form passes through."""
+
+    model: FeynmanKac
+
+    def init(self, key: PRNGKey, num_particles: int) -> PyTree:
+        """Draws N particles from M_0."""
+        if self.model.batch:
+            return self.model.init(key, num_particles)
+        return map_items(self.model.init, jax.random.split(key, num_particles))
+
+    def mutate(self, key: PRNGKey, t: int | Array, x: PyTree) -> PyTree:
+        """Moves N particles by M_t."""
+        if self.model.batch:
+            return self.model.mutate(key, t, x)
+        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+        return map_items(lambda k, one: self.model.mutate(k, t, one), keys, x)
+
+    def log_potential(self, t: int | Array, x_prev: PyTree | None, x: PyTree) -> Array:
+        """log G_t of N particles."""
+        if self.model.batch:
+            return self.model.log_potential(t, x_prev, x)
+        if x_prev is None:
+            return jax.vmap(lambda one: self.model.log_potential(t, None, one))(x)
+        return jax.vmap(lambda before, one: self.model.log_potential(t, before, one))(x_prev, x)
+
+
+def check_model(model: Any) -> FeynmanKac:
+    """`model` itself if it is a `FeynmanKac`.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(model, FeynmanKac):
+        raise TypeError(f"needed a `FeynmanKac` (for example `StateSpaceModel(...).bootstrap(ys)`), got {type(model)}")
+    return model

@@ -1,0 +1,83 @@
+r"""`Population`: weighted particles, read as one unnormalised measure."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, UInt32
+
+from probinf.core._status import is_fatal
+
+
+class Population(eqx.Module):
+    r"""N weighted particles. Meaning: $e^{\mathrm{log\_scale}} \frac1N \sum_i e^{\mathrm{log\_weights}_i} \delta_{x_i}$.
+
+    Attributes:
+        particles: pytree, leading axis N.
+        log_weights: unnormalised; -inf is weight zero; never NaN (NaN is turned into -inf and flagged).
+        log_scale: log evidence banked by past resamplings.
+        eve: index of each particle's ancestor at time 0 (Lee, Whiteley 2018).
+        num_resampled: how often the population was resampled.
+        status: OR of all `Status` bits so far.
+        context: population-level pytree (temperature, tuned kernel); never gathered, not part of the meaning.
+    """
+
+    particles: PyTree[Any]
+    log_weights: Float[Array, " n"]
+    log_scale: Float[Array, ""]
+    eve: Int[Array, " n"]
+    num_resampled: Int[Array, ""]
+    status: UInt32[Array, ""]
+    context: PyTree[Any] = None
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self.log_weights.shape[0]
+
+    @property
+    def log_evidence(self) -> Float[Array, ""]:
+        """Log of the total mass; NaN after a fatal fault, -inf when all weights are zero."""
+        return jnp.where(is_fatal(self.status), jnp.nan, self.log_scale + weigh(self.log_weights).log_mean)
+
+    @property
+    def weights(self) -> Float[Array, " n"]:
+        """Weights that sum to 1, or all 0 when every weight is zero."""
+        return weigh(self.log_weights).normalised()
+
+    @property
+    def ess(self) -> Float[Array, ""]:
+        """Effective sample size, 1 / sum of squared normalised weights; 0 when every weight is zero."""
+        return weigh(self.log_weights).ess
+
+
+class Weighed(NamedTuple):
+    """What one exponential pass over log weights gives; every public reading is derived from it."""
+
+    relative: Float[Array, " n"]  # exp(log_weights - max), zeros when all are -inf
+    total: Float[Array, ""]
+    log_mean: Float[Array, ""]
+    ess: Float[Array, ""]
+
+    def normalised(self) -> Float[Array, " n"]:
+        """Weights that sum to 1, or all 0."""
+        return self.relative / jnp.where(self.total > 0, self.total, 1)
+
+
+def weigh(log_weights: Float[Array, " n"]) -> Weighed:
+    """Relative weights, their sum, the log of their mean and the ESS, from one exponential pass.
+
+    All -inf gives zeros, `log_mean` -inf and ESS 0, with finite gradients (jax#6811).
+    """
+    count = log_weights.shape[0]
+    largest = jax.lax.stop_gradient(jnp.max(log_weights))
+    shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    relative = jnp.exp(log_weights - shift)
+    total = jnp.sum(relative)
+    squares = jnp.sum(relative * relative)
+    some = total > 0
+    safe = jnp.where(some, total, 1)
+    log_mean = jnp.where(some, shift + jnp.log(safe / count), -jnp.inf)
+    ess = jnp.where(some, safe * safe / jnp.where(some, squares, 1), 0)
+    return Weighed(relative, total, log_mean, ess)

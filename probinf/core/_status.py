@@ -1,0 +1,124 @@
+r"""Status bits: what went wrong under `jit`, carried as data and reported at the host boundary.
+
+Inside compiled code nothing raises. A fault sets a bit in a `uint32` array; bits combine with OR over
+particles, chains, steps and devices. A fatal bit freezes the state and makes the evidence NaN.
+"""
+
+import enum
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, UInt32
+
+
+class Status(enum.IntFlag):
+    """One bit a fault; `Status.OK` is zero. See `explain` for causes and mends."""
+
+    OK = 0
+    NAN_LOG_WEIGHT = 1
+    POSINF_LOG_WEIGHT = 2
+    ALL_WEIGHTS_ZERO = 4
+    NONFINITE_INIT = 8
+    DIVERGENT = 16
+    MAX_STEPS = 32
+    BAD_INVOLUTION = 64
+    INTERRUPTED = 128
+
+
+FATAL = Status.POSINF_LOG_WEIGHT | Status.NONFINITE_INIT | Status.MAX_STEPS | Status.BAD_INVOLUTION
+
+_TEXT = {
+    Status.NAN_LOG_WEIGHT: (
+        "a log weight or log density was NaN and counted as probability zero. Likely (a) NaN in the data, "
+        "(b) a parameter outside the support of a distribution, (c) overflow: try float64"
+    ),
+    Status.POSINF_LOG_WEIGHT: (
+        "a log weight or log density was +inf, so no probability is defined. Likely (a) a density with a "
+        "scale of zero, (b) an improper potential: bound it"
+    ),
+    Status.ALL_WEIGHTS_ZERO: (
+        "every particle had weight zero, so the evidence is 0 (or NaN, where a NaN caused it). Likely (a) an "
+        "observation the model calls impossible, (b) too few particles: raise `num_particles`"
+    ),
+    Status.NONFINITE_INIT: (
+        "the log density or its gradient is not finite at the starting point. Pass other starting points "
+        "(`initial_position`), or look for NaN in the data"
+    ),
+    Status.DIVERGENT: (
+        "divergent transitions (the energy error was over 1000, or NaN). Raise `target_accept`, use a smaller "
+        "`step_size`, or reparametrise the model; the draws may miss part of the posterior"
+    ),
+    Status.MAX_STEPS: "a bounded loop ended at its bound before it was done. Raise `max_steps`",
+    Status.BAD_INVOLUTION: "an involution did not invert itself, or its Jacobian was wrong. Mend the `involution`",
+    Status.INTERRUPTED: "the run was interrupted; what was finished is here. Run again with the same `checkpoint`",
+}
+
+
+class InferenceError(RuntimeError):
+    """A run ended with a fatal status bit. The message names bits, members, first step and mend."""
+
+
+class InferenceWarning(UserWarning):
+    """A run ended with a status bit that is not fatal."""
+
+
+def flag(bit: Status, condition: Bool[Array, "..."]) -> UInt32[Array, "..."]:
+    """The bit where `condition` holds, else zero, elementwise: OR it into a status."""
+    return jnp.where(condition, jnp.uint32(int(bit)), jnp.uint32(0))
+
+
+def is_fatal(status: UInt32[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a status holds a fatal bit, elementwise; works under `jit`.
+
+    All weights zero is fatal only together with a NaN: without one, evidence zero is a legitimate answer.
+    """
+    both = int(Status.ALL_WEIGHTS_ZERO | Status.NAN_LOG_WEIGHT)
+    return ((status & jnp.uint32(int(FATAL))) != 0) | ((status & jnp.uint32(both)) == both)
+
+
+def explain(status: Any, *, counts: dict[str, str] | None = None) -> str:
+    """One sentence a bit: its name, where it is set, its likely causes and what to do.
+
+    Args:
+        status: integer or array of status bits; an array is read as one member an entry.
+        counts: extra words by bit name, such as `{"DIVERGENT": "12 of 4000 (0.3 %), first at 17"}`.
+
+    Returns:
+        The text, empty when no bit is set.
+    """
+    members = np.atleast_1d(np.asarray(status)).astype(np.uint32)
+    lines = []
+    for bit, text in _TEXT.items():
+        hit = np.flatnonzero((members & np.uint32(int(bit))).ravel())
+        if hit.size:
+            where = f" [members {_shorten(hit)} of {members.size}]" if members.size > 1 else ""
+            more = f" ({counts[bit.name]})" if counts and bit.name in counts else ""
+            lines.append(f"{bit.name}{where}{more}: {text}.")
+    return "\n".join(lines)
+
+
+def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None) -> None:
+    """Raises `InferenceError` for fatal bits, else gives one `InferenceWarning` for the rest.
+
+    Args:
+        status: concrete integer or array of status bits.
+        what: the name of the run, first word of the message.
+        counts: as for `explain`.
+
+    Raises:
+        InferenceError: a member of `status` is fatal.
+    """
+    members = np.atleast_1d(np.asarray(status)).astype(np.uint32)
+    text = explain(members, counts=counts)
+    if not text:
+        return
+    if bool(np.any(np.asarray(is_fatal(jnp.asarray(members))))):
+        raise InferenceError(f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result.")
+    warnings.warn(f"`{what}` finished with flags.\n{text}", InferenceWarning, stacklevel=3)
+
+
+def _shorten(indices: np.ndarray) -> str:
+    shown = ", ".join(str(i) for i in indices[:8])
+    return f"[{shown}{', …' if indices.size > 8 else ''}]"

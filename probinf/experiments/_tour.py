@@ -1,0 +1,55 @@
+"""The main job: one section a room, on real data, each checked against an exact answer.
+
+(a) Bayesian regression on the diabetes data by Hamiltonian Monte Carlo and in closed form; (b) the Nile by a particle
+filter and by the Kalman filter. Efron, Hastie, Johnstone, Tibshirani (2004), "Least angle regression"; Durbin and
+Koopman (2012), "Time Series Analysis by State Space Methods", chapter 2.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from probinf.experiments import _tour_nile, _tour_regression
+from probinf.experiments._claims import Claim
+from probinf.experiments._page import Part
+from probinf.experiments._workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of the tour.
+
+    Attributes:
+        seed: of every random number.
+        num_chains, num_warmup, num_samples: of the Markov chains.
+        num_leapfrog: leapfrog steps a transition.
+        num_particles: of each filter.
+        num_replicates: independent filters, whose spread gives the Monte Carlo errors.
+    """
+
+    seed: int = 0
+    num_chains: int = 4
+    num_warmup: int = 1000
+    num_samples: int = 2000
+    num_leapfrog: int = 24
+    num_particles: int = 5_000
+    num_replicates: int = 32
+
+
+SCALES: Mapping[str, Config] = {
+    "quick": Config(),
+    "full": Config(num_samples=20_000, num_particles=100_000, num_replicates=64),
+}
+
+
+def run(config: Config, workspace: Workspace) -> dict[str, Part]:
+    """Runs both parts."""
+    return {
+        "regression": workspace.part("regression", _tour_regression.run, config),
+        "nile": workspace.part("nile", _tour_nile.run, config),
+    }
+
+
+def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """The claims of both parts."""
+    return _tour_regression.claims(metrics["regression"]) + _tour_nile.claims(metrics["nile"])

@@ -1,0 +1,259 @@
+r"""`StateSpaceModel`: a hidden Markov process seen through noise, written as NumPyro distributions.
+
+$x_0 \sim \mathrm{initial}$, $x_t \sim \mathrm{transition}(t, x_{t-1})$ for $t \ge 1$, and
+$y_t \sim \mathrm{observation}(t, x_t)$ for $t \ge 0$: the first observation is of the initial state, with no
+transition before it. Chopin and Papaspiliopoulos (2020), "An Introduction to Sequential Monte Carlo", chapters
+2 and 5; the bootstrap filter is that of Gordon, Salmond and Smith (1993).
+"""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from numpyro.distributions import Distribution, Independent
+
+from probinf.core._feynman_kac import FeynmanKac
+from probinf.core._particle_keys import particle_keys
+from probinf.core._types import PRNGKey
+from probinf.models._observations import prepare_observations
+from probinf.models._types import Numbers
+
+
+def _as_pytree(function: Any) -> Any:
+    # A bare function is no pytree: as a leaf it would keep the model from `jax.jit`. A `Partial` holds it aside.
+    is_leaf = jax.tree.structure(function) == jax.tree.structure(0)
+    return jax.tree_util.Partial(function) if is_leaf and callable(function) else function
+
+
+class StateSpaceModel(eqx.Module):
+    r"""A state-space model from three functions that return NumPyro distributions.
+
+    The functions see one state, not a population. Write their parameters as array leaves of an
+    `equinox.Module` with `__call__` (or a `jax.tree_util.Partial`) and new values recompile nothing, and
+    gradients flow; in a plain function they are constants. Batch dimensions of a distribution are read as
+    independent components of one state or one observation.
+
+    Attributes:
+        initial: `initial()`, the law of $x_0$.
+        transition: `transition(t, x)`, the law of $x_t$ given $x_{t-1}$ = `x`; `t` is an int32 scalar >= 1.
+        observation: `observation(t, x)`, the law of $y_t$ given $x_t$ = `x`; `t` >= 0.
+
+    Raises:
+        TypeError: a function does not take these arguments, does not return a NumPyro distribution, or
+            `transition` draws another dtype than `initial`.
+        ValueError: `transition` draws another shape than `initial`.
+    """
+
+    initial: Callable[[], Distribution] = eqx.field(converter=_as_pytree)
+    transition: Callable[[Array, Array], Distribution] = eqx.field(converter=_as_pytree)
+    observation: Callable[[Array, Array], Distribution] = eqx.field(converter=_as_pytree)
+
+    def __check_init__(self) -> None:
+        """Traces the three functions once, on abstract values."""
+        layout_of(self)
+
+    def simulate(self, key: PRNGKey, num_steps: int) -> tuple[Array, Array]:
+        """Draws states and observations.
+
+        Args:
+            key: PRNG key, consumed.
+            num_steps: number of time steps T >= 0.
+
+        Returns:
+            `(states, observations)`, each with leading axis T.
+
+        Raises:
+            ValueError: `num_steps` is negative.
+        """
+        num_steps = operator.index(num_steps)
+        if num_steps < 0:
+            raise ValueError(f"`num_steps` is {num_steps}: it must be 0 or more")
+        return _simulate(self, key, num_steps)
+
+    def bootstrap(self, ys: Numbers) -> "BootstrapModel":
+        r"""The Feynman-Kac model of the bootstrap filter: moves by `transition`, weights by `observation`.
+
+        Its normalising constant is the likelihood of the observations that are there. NaN marks a missing
+        observation and is skipped: a missing $y_t$ weights every particle by 1, and of a vector with
+        independent components (a batch of scalars, `Independent`, `.to_event()`) each missing component is
+        left out. A vector with dependent components must be there or missing as a whole.
+
+        Args:
+            ys: observations [T, ...]; cast to the dtype that `observation` draws. T may be 0.
+
+        Returns:
+            A `FeynmanKac` in batch form with `num_steps` = T, data and parameters as array leaves.
+
+        Raises:
+            ValueError: `ys` has the wrong shape; or, where its values are known (outside `jit`), holds inf, a
+                fraction where `observation` is integer-valued, or a vector of dependent components that is
+                missing in part. Under `jit` such a vector makes the weights NaN, which filters flag.
+            TypeError: `ys` is not numeric.
+        """
+        layout = layout_of(self)
+        observations, observed = prepare_observations(ys, layout.observation, layout.block_ndim, self._example)
+        return BootstrapModel(self, observations, observed, layout.own_generator)
+
+    def _example(self) -> Array:
+        # Any point of the support of y_0 will do, so the key is immaterial.
+        keys = jax.random.split(jax.random.key(0))
+        return self.observation(jnp.int32(0), jnp.asarray(self.initial().sample(keys[0]))).sample(keys[1])
+
+
+class BootstrapModel(FeynmanKac):
+    r"""A `StateSpaceModel` with data: $M_t$ is the transition and $G_t(x) = p(y_t \mid x_t = x)$.
+
+    Attributes:
+        model: the state-space model.
+        observations: data [T, ...], with missing entries replaced by values that occur.
+        observed: which blocks of independent components are there, [T, ...]; None for integer data.
+        own_generator: whether the model can draw from particle keys (see `particle_keys`), which is faster.
+    """
+
+    batch: ClassVar[bool] = True
+
+    model: StateSpaceModel
+    observations: Array
+    observed: Bool[Array, "..."] | None
+    own_generator: bool = eqx.field(static=True)
+
+    @property
+    def num_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """T."""
+        return self.observations.shape[0]
+
+    def init(self, key: PRNGKey, *num_particles: int) -> Array:
+        """Draws N states from `initial()`."""
+        (n,) = num_particles
+        return jax.vmap(lambda k: self.model.initial().sample(k))(self._keys(key, n))
+
+    def mutate(self, key: PRNGKey, t: Array, x: Array) -> Array:
+        """Draws the next state of each particle."""
+        return jax.vmap(lambda k, one: self.model.transition(t, one).sample(k))(self._keys(key, x.shape[0]), x)
+
+    def log_potential(self, t: Array, x_prev: Array | None, x: Array) -> Float[Array, " n"]:
+        """The log density of y_t at each particle; 0 where y_t is missing."""
+        del x_prev
+        y = _at(self.observations, t)
+        observed = None if self.observed is None else _at(self.observed, t)
+        return jax.vmap(lambda one: log_density(self.model.observation(t, one), y, observed))(x)
+
+    def log_transition(self, t: Array, x_prev: Array, x: Array) -> Float[Array, " n"]:
+        """The log density of each move from `x_prev` to `x`."""
+        return jax.vmap(lambda before, one: log_density(self.model.transition(t, before), one))(x_prev, x)
+
+    def _keys(self, key: PRNGKey, num_particles: int) -> Array:
+        return particle_keys(key, num_particles) if self.own_generator else jax.random.split(key, num_particles)
+
+
+class Layout(NamedTuple):
+    """What abstract evaluation of a model's functions tells.
+
+    Attributes:
+        state, observation: shape and dtype of one draw.
+        block_ndim: number of trailing axes of an observation whose components are dependent.
+        own_generator: whether `initial` and `transition` can draw from particle keys.
+    """
+
+    state: jax.ShapeDtypeStruct
+    observation: jax.ShapeDtypeStruct
+    block_ndim: int
+    own_generator: bool
+
+
+def layout_of(model: StateSpaceModel) -> Layout:
+    """Evaluates a model's functions abstractly, and checks that they fit together."""
+    for name, num_arguments in (("initial", 0), ("transition", 2), ("observation", 2)):
+        _check_arguments(name, getattr(model, name), num_arguments)
+    time = jax.ShapeDtypeStruct((), jnp.int32)
+    state, _, own_initial = _abstract_draw("initial", model.initial)
+    moved, _, own_transition = _abstract_draw("transition", model.transition, time, state)
+    if moved.shape != state.shape:
+        raise ValueError(
+            f"`transition(t, x)` draws states of shape {moved.shape}, but `initial()` draws shape {state.shape}: "
+            "make the two agree"
+        )
+    if moved.dtype != state.dtype:
+        raise TypeError(
+            f"`transition(t, x)` draws dtype {moved.dtype}, but `initial()` draws {state.dtype}: make the two agree"
+        )
+    observation, block_ndim, _ = _abstract_draw("observation", model.observation, time, state)
+    return Layout(state, observation, block_ndim, own_initial and own_transition)
+
+
+def log_density(
+    distribution: Distribution, value: Array, observed: Bool[Array, "..."] | None = None
+) -> Float[Array, ""]:
+    """The log density of `value`, batch dimensions included, over the blocks that are `observed`."""
+    terms = jnp.asarray(components(distribution).log_prob(value))
+    if observed is not None:
+        terms = jnp.where(observed, terms, 0)
+    return terms if terms.ndim == 0 else jnp.sum(terms)
+
+
+def components(distribution: Distribution) -> Distribution:
+    """The distribution with its independent components as batch dimensions."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _check_arguments(name: str, function: Any, num_arguments: int) -> None:
+    form = f"`{name}({', '.join(('t', 'x')[:num_arguments])})`"
+    if not callable(function):
+        raise TypeError(f"`{name}` is {function!r}: pass a function {form} that returns a NumPyro distribution")
+    try:
+        inspect.signature(function).bind(*(None,) * num_arguments)
+    except TypeError as error:
+        raise TypeError(f"`{name}` cannot be called as {form}: {error}") from error
+    except ValueError:  # no signature can be had (some builtins): the trace below decides
+        return
+
+
+def _abstract_draw(name: str, function: Callable, *args: Any) -> tuple[jax.ShapeDtypeStruct, int, bool]:
+    block_ndim = 0
+
+    def draw(key: Array, *values: Array) -> Array:
+        nonlocal block_ndim
+        distribution = function(*values)
+        if not isinstance(distribution, Distribution):
+            raise TypeError(f"`{name}` returned {type(distribution)}: it must return a NumPyro distribution")
+        block_ndim = components(distribution).event_dim
+        return jnp.asarray(distribution.sample(key))
+
+    shape = jax.eval_shape(lambda *values: draw(jax.random.key(0), *values), *args)
+    try:
+        jax.eval_shape(lambda *values: draw(particle_keys(jax.random.key(0), 1)[0], *values), *args)
+    except NotImplementedError:  # `jax.random.poisson` wants JAX's own generator
+        return shape, block_ndim, False
+    return shape, block_ndim, True
+
+
+def _at(leaf: Array, t: Array | int) -> Array:
+    return jax.lax.dynamic_index_in_dim(leaf, jnp.asarray(t), keepdims=False)
+
+
+@eqx.filter_jit
+def _simulate(model: StateSpaceModel, key: PRNGKey, num_steps: int) -> tuple[Array, Array]:
+    if num_steps == 0:
+        layout = layout_of(model)
+        return tuple(jnp.zeros((0, *leaf.shape), leaf.dtype) for leaf in (layout.state, layout.observation))
+    key_states, key_observations = jax.random.split(key)
+    keys = jax.random.split(key_states, num_steps)
+    times: Int[Array, " t"] = jnp.arange(num_steps, dtype=jnp.int32)
+    first = jnp.asarray(model.initial().sample(keys[0]))
+
+    def move(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        t, k = at
+        x = jnp.asarray(model.transition(t, x).sample(k))
+        return x, x
+
+    _, rest = jax.lax.scan(move, first, (times[1:], keys[1:]))
+    states = jnp.concatenate([first[None], rest])
+    draw = jax.vmap(lambda t, x, k: model.observation(t, x).sample(k))
+    return states, draw(times, states, jax.random.split(key_observations, num_steps))

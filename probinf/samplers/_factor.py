@@ -1,0 +1,72 @@
+r"""Linear factors $L$ of symmetric positive matrices $S = LL^\top$, diagonal or full, as array leaves of kernels.
+
+Kernels keep the factor rather than the matrix: drawing $N(0, S)$ and moving in the coordinates $L^{-1}x$ then need
+one product, and nothing is decomposed while sampling.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Factor = Float[Array, " d"] | Float[Array, "d d"]
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a value can be looked at on the host, so that bad ones can raise."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def require_positive(name: str, value: Any) -> Array:
+    """The scalar `value` as an array.
+
+    Raises:
+        ValueError: it is not a scalar, or it is concrete and not finite and positive.
+    """
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"`{name}` must be a scalar, but has shape {jnp.shape(value)}")
+    if is_concrete(value) and not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be finite and positive, but is {value}: try a value such as 0.1")
+    return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)
+
+
+def factor_of(name: str, matrix: Any) -> Factor:
+    """The factor of `matrix`: the square root of variances `[d]`, the Cholesky factor of a covariance `[d, d]`.
+
+    Raises:
+        ValueError: wrong shape, or a concrete matrix that is not symmetric and positive definite.
+    """
+    matrix = jnp.asarray(matrix)
+    if matrix.ndim not in (1, 2) or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
+        raise ValueError(f"`{name}` must have shape [d] (a diagonal) or [d, d], but has shape {matrix.shape}")
+    factor = jnp.sqrt(matrix) if matrix.ndim == 1 else jnp.linalg.cholesky(matrix)
+    if is_concrete(matrix):
+        symmetric = matrix.ndim == 1 or np.allclose(matrix, np.asarray(matrix).T, rtol=1e-4)
+        definite = np.all(np.isfinite(factor)) and np.all(np.diagonal(factor) > 0 if factor.ndim == 2 else factor > 0)
+        if not (symmetric and definite):
+            raise ValueError(f"`{name}` must be symmetric and positive definite, but is {np.asarray(matrix)}")
+    return factor
+
+
+def check_dimension(factor: Factor | None, dimension: int) -> None:
+    """Raises `ValueError` at trace time where a factor does not fit positions of `dimension` numbers."""
+    if factor is not None and factor.shape[0] != dimension:
+        raise ValueError(
+            f"the kernel's matrix is for positions of {factor.shape[0]} numbers, but these have {dimension}: pass one "
+            "of the right size, or None for the identity"
+        )
+
+
+def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+    """$L v$, with L the identity for None."""
+    if factor is None:
+        return vector
+    factor = factor.astype(vector.dtype)
+    return factor * vector if factor.ndim == 1 else factor @ vector
+
+
+def transposed_times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+    r"""$L^\top v$, with L the identity for None."""
+    return times(factor if factor is None or factor.ndim == 1 else factor.T, vector)

@@ -1,0 +1,193 @@
+r"""`hmc`: Hamiltonian Monte Carlo, the instance $\Phi = \text{flip} \circ \text{leapfrog}^n$ of `mhg`.
+
+With the inverse mass matrix $M^{-1} = LL^\top$ and the momentum $p = L^{-\top} z$, $z \sim N(0, I)$, everything is
+written in z, whose law does not depend on L: $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$,
+$x \mathrel{+}= \epsilon L z$, $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$ with $g = \nabla\log\pi$; each part shears, so
+the determinant is 1. Duane et al. (1987); Neal (2011).
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from probinf.core._kernel import Point, evaluate, point_gradient
+from probinf.core._target import Target
+from probinf.core._types import Position, PRNGKey
+from probinf.samplers._factor import (
+    Factor,
+    check_dimension,
+    factor_of,
+    is_concrete,
+    require_positive,
+    times,
+    transposed_times,
+)
+from probinf.samplers._mhg import MHG, MHGInfo, MHGState
+
+
+class Momentum(NamedTuple):
+    """The auxiliary variable of HMC.
+
+    Attributes:
+        z: [d] standard normal.
+        num_steps: [] int32, leapfrog steps of this transition; independent of the position.
+    """
+
+    z: Array
+    num_steps: Array
+
+
+class MomentumLaw(eqx.Module):
+    """z ~ N(0, I), and the number of steps, uniform on 1 .. num_steps if jittered."""
+
+    num_steps: Int[Array, ""]
+    jitter: bool = eqx.field(static=True)
+
+    def sample(self, key: PRNGKey, target: Target, state: MHGState) -> Momentum:
+        """One draw."""
+        del target
+        flat, _ = ravel_pytree(state.point.position)
+        if not self.jitter:
+            return Momentum(jax.random.normal(key, flat.shape, flat.dtype), self.num_steps)
+        key_z, key_steps = jax.random.split(key)
+        # With no legal count the draw keeps the bad one, which the leapfrog turns into a flagged rejection.
+        num_steps = jax.random.randint(key_steps, (), 1, jnp.maximum(self.num_steps, 1) + 1, jnp.int32)
+        num_steps = jnp.minimum(num_steps, self.num_steps)
+        return Momentum(jax.random.normal(key_z, flat.shape, flat.dtype), num_steps)
+
+    def log_prob(self, target: Target, state: MHGState, v: Momentum) -> Float[Array, ""]:
+        """Log density without constants; the law of the number of steps cancels."""
+        del target, state
+        return -0.5 * jnp.sum(v.z * v.z)
+
+
+class Leapfrog(eqx.Module):
+    """The involution: `num_steps` leapfrog steps, then the momentum is flipped. One gradient a step."""
+
+    step_size: Array
+    factor: Factor | None
+
+    def __call__(self, target: Target, state: MHGState, v: Momentum) -> tuple[MHGState, Momentum, Float[Array, ""]]:
+        """The end of the trajectory, the flipped momentum, and log-determinant 0."""
+        flat, unravel = ravel_pytree(state.point.position)
+        check_dimension(self.factor, flat.size)
+        epsilon = self.step_size.astype(flat.dtype)
+        # A traced step size or count that is not positive would stand still and look healthy: NaN makes it a
+        # flagged rejection.
+        z = jnp.where((epsilon > 0) & (v.num_steps > 0), v.z, jnp.nan)
+
+        def force(point: Point) -> Float[Array, " d"]:
+            return transposed_times(self.factor, ravel_pytree(point_gradient(target, point))[0])
+
+        def leapfrog(_: Array, carry: tuple[Point, Array, Array]) -> tuple[Point, Array, Array]:
+            point, z, pull = carry
+            z = z + 0.5 * epsilon * pull
+            position = unravel(ravel_pytree(point.position)[0] + epsilon * times(self.factor, z))
+            point = evaluate(target, position, gradient=True)
+            pull = force(point)
+            return point, z + 0.5 * epsilon * pull, pull
+
+        start = (state.point, z, force(state.point))
+        point, z, _ = jax.lax.fori_loop(jnp.zeros_like(v.num_steps), v.num_steps, leapfrog, start)
+        return MHGState(point, state.status), Momentum(-z, v.num_steps), jnp.zeros((), flat.dtype)
+
+
+class HMC(eqx.Module):
+    """The kernel made by `hmc`.
+
+    Attributes:
+        step_size: [] leapfrog step.
+        num_steps: [] int32, (largest) number of leapfrog steps.
+        factor: L with inverse mass matrix L L', `[d]`, `[d, d]`, or None for the identity.
+        jitter: whether the number of steps is uniform on 1 .. num_steps.
+        dense: whether warm-up learns a full matrix.
+        check: as for `mhg`.
+    """
+
+    step_size: Array
+    num_steps: Int[Array, ""]
+    factor: Factor | None = None
+    jitter: bool = eqx.field(static=True, default=True)
+    dense: bool = eqx.field(static=True, default=False)
+    check: bool = eqx.field(static=True, default=False)
+
+    @property
+    def default_target_accept(self) -> float:
+        """The acceptance rate that warm-up aims at."""
+        return 0.8
+
+    def tuned(self, step_size: Array, factor: Factor | None) -> "HMC":
+        """The same kernel with another step size and factor."""
+        return HMC(step_size, self.num_steps, factor, self.jitter, self.dense, self.check)
+
+    def short(self) -> "HMC":
+        """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
+        return HMC(self.step_size, jnp.ones_like(self.num_steps), self.factor, False, self.dense, False)
+
+    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
+        """The state at `position`.
+
+        Raises:
+            TypeError: a leaf of `position` is not a floating-point array.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(position):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    f"HMC needs floating-point positions, but position{jax.tree_util.keystr(path)} is "
+                    f"{jnp.result_type(leaf)}: convert it, or use another kernel for discrete coordinates"
+                )
+        return self._mhg().init(key, target, position)
+
+    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:
+        """One transition."""
+        return self._mhg().step(key, target, state)
+
+    def _mhg(self) -> MHG:
+        law, involution = MomentumLaw(self.num_steps, self.jitter), Leapfrog(self.step_size, self.factor)
+        return MHG(law, involution, check=self.check, gradient=True, max_energy_error=1000.0)
+
+
+def hmc(
+    step_size: Any = 0.1,
+    num_steps: Any = 16,
+    *,
+    inverse_mass_matrix: Any = None,
+    jitter: bool = True,
+    dense: bool = False,
+    check: bool = False,
+) -> HMC:
+    """Hamiltonian Monte Carlo with leapfrog trajectories and a Metropolis correction.
+
+    Leaves any target with a differentiable log density invariant. A proposal whose energy error is NaN or over 1000
+    is rejected and flagged `DIVERGENT`. Gradients are cached, so a transition of n steps costs n of them.
+
+    Args:
+        step_size: positive scalar; warm-up tunes it to an acceptance rate of .8.
+        num_steps: positive integer, traced (changing it does not recompile).
+        inverse_mass_matrix: `[d]` or `[d, d]`, in the order of `jax.flatten_util.ravel_pytree`, close to the
+            variances or the covariance of the target; None is the identity. Warm-up learns it.
+        jitter: draws the number of steps of each transition uniformly from 1 .. num_steps. A fixed length can be a
+            multiple of a period of the target, whose coordinates then never move (Gaussians).
+        dense: whether warm-up learns a full matrix; implied by a full `inverse_mass_matrix`.
+        check: as for `mhg`.
+
+    Returns:
+        A `Kernel` with the array leaves `step_size`, `num_steps` and `factor`. A traced step size or count that is
+        not positive makes every step a flagged rejection.
+
+    Raises:
+        ValueError: `step_size` not finite and positive, `num_steps` below 1, a wrong or indefinite matrix.
+        TypeError: `num_steps` is not an integer.
+    """
+    if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or isinstance(num_steps, bool):
+        raise TypeError(f"`num_steps` must be an integer, but is {num_steps!r}")
+    if jnp.ndim(num_steps) != 0 or (is_concrete(num_steps) and not 1 <= int(num_steps) < np.iinfo(np.int32).max):
+        raise ValueError(f"`num_steps` must be a scalar of at least 1, but is {num_steps}: try 16")
+    factor = None if inverse_mass_matrix is None else factor_of("inverse_mass_matrix", inverse_mass_matrix)
+    full = dense or (factor is not None and factor.ndim == 2)
+    return HMC(require_positive("step_size", step_size), jnp.asarray(num_steps, jnp.int32), factor, jitter, full, check)

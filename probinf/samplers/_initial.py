@@ -1,0 +1,110 @@
+"""Starting states of many chains: given by the user, or uniform on (-2, 2) in each unconstrained coordinate (Stan)."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from probinf.core._kernel import Kernel
+from probinf.core._status import is_fatal
+from probinf.core._target import Target
+from probinf.core._types import PRNGKey
+
+RADIUS = 2
+MAX_TRIES = 10
+
+
+def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int, initial_position: Any) -> PyTree:
+    """The states of `num_chains` chains, stacked; faults are in their `status`.
+
+    Args:
+        key: PRNG key.
+        kernel: supplies `init`.
+        target: density; its `sample_prior` tells the shapes of positions.
+        num_chains: number of chains.
+        initial_position: pytree with leading axis `num_chains`; None draws each coordinate from uniform(-2, 2), at
+            most 10 times where the density or its gradient is not finite.
+
+    Raises:
+        ValueError: wrong shapes, or none given and the target has no `sample_prior`.
+        TypeError: coordinates cannot be drawn since they are not floating-point.
+    """
+    shapes = None if target.sample_prior is None else eqx.filter_eval_shape(target.sample_prior, jax.random.key(0))
+    if initial_position is not None:
+        positions = jax.tree.map(jnp.asarray, initial_position)
+        _check_shapes(positions, shapes, num_chains)
+        return _init_given(key, kernel, target, positions)
+    if shapes is None:
+        raise ValueError(
+            "the target has no `sample_prior`, so the shape of a position is unknown: pass `initial_position` with "
+            f"leading axis num_chains = {num_chains}"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"position{jax.tree_util.keystr(path)} is {leaf.dtype} and cannot be drawn from uniform(-2, 2): pass "
+                "`initial_position`"
+            )
+    return _init_uniform(key, kernel, target, num_chains)
+
+
+def _check_shapes(positions: PyTree, shapes: PyTree, num_chains: int) -> None:
+    if not jax.tree.leaves(positions):
+        raise ValueError("`initial_position` has no arrays: pass a pytree with leading axis `num_chains`")
+    if shapes is not None and jax.tree.structure(positions) != jax.tree.structure(shapes):
+        raise ValueError(
+            f"`initial_position` has the structure {jax.tree.structure(positions)}, but positions of this target are "
+            f"{jax.tree.structure(shapes)}"
+        )
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(positions)):
+        name = f"initial_position{jax.tree_util.keystr(path)}"
+        if leaf.ndim == 0 or leaf.shape[0] != num_chains:
+            raise ValueError(f"`{name}` has shape {leaf.shape}, but needs a leading axis of num_chains = {num_chains}")
+        if shapes is not None and leaf.shape[1:] != jax.tree.leaves(shapes)[i].shape:
+            expected = (num_chains, *jax.tree.leaves(shapes)[i].shape)
+            raise ValueError(f"`{name}` has shape {leaf.shape}, but must have {expected}")
+
+
+def init_chains(key: PRNGKey, kernel: Kernel, target: Target, positions: PyTree) -> PyTree:
+    """`kernel.init` at each of the positions stacked on a leading axis."""
+    num_chains = jax.tree.leaves(positions)[0].shape[0]
+    return jax.vmap(kernel.init, (0, None, 0))(jax.random.split(key, num_chains), target, positions)
+
+
+_init_given = eqx.filter_jit(init_chains)
+
+
+@eqx.filter_jit
+def _init_uniform(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int) -> PyTree:
+    shapes = eqx.filter_eval_shape(target.draw_prior, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(shapes)
+
+    def attempt(number: Array) -> PyTree:
+        key_init, *keys = jax.random.split(jax.random.fold_in(key, number), 1 + len(leaves))
+        drawn = [
+            jax.random.uniform(k, (num_chains, *leaf.shape), leaf.dtype, -RADIUS, RADIUS)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return init_chains(key_init, kernel, target, jax.tree.unflatten(structure, drawn))
+
+    def retry(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        number, states = carry
+        bad = is_fatal(states.status)
+        fresh = attempt(number)
+        return number + 1, jax.tree.map(lambda a, b: jnp.where(_like(bad, a), a, b), fresh, states)
+
+    def unfinished(carry: tuple[Array, PyTree]) -> Array:
+        number, states = carry
+        return (number < MAX_TRIES) & jnp.any(is_fatal(states.status))
+
+    # The first try is a turn of the loop too, so that it is compiled once: before it, all chains count as bad.
+    layout = jax.eval_shape(attempt, jnp.zeros((), jnp.int32))
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), layout)
+    none = eqx.tree_at(lambda s: s.status, none, jnp.full_like(none.status, 2**32 - 1))
+    return jax.lax.while_loop(unfinished, retry, (jnp.zeros((), jnp.int32), none))[1]
+
+
+def _like(mask: Array, leaf: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))

@@ -1,0 +1,233 @@
+r"""The particle filter: sequential importance sampling with resampling on a Feynman-Kac model.
+
+    for t = 1 .. T-1:  resample if ESS < threshold,  extend to t
+
+and nothing is resampled before the first potential. Gordon, Salmond, Smith 1993; Del Moral 2004. The evidence
+estimate is unbiased for fixed and adaptive resampling alike; its logarithm is below the truth by about half
+its variance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from probinf.core import (
+    FeynmanKac,
+    Population,
+    PRNGKey,
+    compiled,
+    ess_below,
+    extend,
+    is_traceable,
+    iterate,
+    observe,
+    place,
+    resample,
+    sequence,
+    spawn,
+    weigh,
+)
+from probinf.samplers._evidence import combine_replicates, evidence_variance
+from probinf.samplers._filter_result import FilterResult, History
+from probinf.samplers._resampling import ALL_SCHEMES, AbstractScheme
+
+
+def particle_filter(
+    key: PRNGKey,
+    model: FeynmanKac,
+    *,
+    num_particles: int,
+    resampling: str | AbstractScheme = "systematic",
+    ess_threshold: float = 0.5,
+    quantiles: tuple[float, ...] = (),
+    record: Callable[[Population], PyTree] | None = None,
+    history: bool = False,
+    num_replicates: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    throw: bool = True,
+) -> FilterResult:
+    """Runs a particle filter, compiled once per model structure, shapes and `num_particles`.
+
+    Memory does not depend on T, but for what is reported for each time step: scalars and means, and what
+    `quantiles`, `record` and `history` ask for.
+
+    Args:
+        key: PRNG key.
+        model: a `FeynmanKac`, such as `StateSpaceModel(...).bootstrap(ys)`.
+        num_particles: N >= 1.
+        resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme of your own.
+        ess_threshold: resample when ESS < threshold * N; in [0, 1]: 0 never, 1 always (unless weights are equal).
+        quantiles: levels in (0, 1) of the filtering distribution, reported per time step. Sorts at each step.
+        record: `population -> pytree`, stacked over time into `result.records`.
+        history: whether to keep all particles, weights and ancestors, memory O(T N).
+        num_replicates: R >= 2 independent filters in one program. `log_evidence` is then that of their mean, and
+            its variance is estimated from their spread; everything else has a leading axis R.
+        mesh: devices to spread the particles over (first axis of the mesh).
+        throw: whether a fatal status raises; non-fatal bits give one warning. Skipped under your own `jit`, where
+            only `status` tells.
+
+    Returns:
+        A `FilterResult`.
+
+    Raises:
+        InferenceError: a fatal fault, with `throw=True`.
+        ValueError, TypeError: a bad argument.
+    """
+    scheme = find_scheme(resampling)
+    _check_sizes(model, num_particles, num_replicates)
+    levels = jnp.asarray(quantiles, jnp.zeros(()).dtype)
+    if levels.ndim != 1 or not all(0 < level < 1 for level in np.asarray(quantiles)):
+        raise ValueError(f"`quantiles` is {quantiles}; needed levels strictly between 0 and 1, such as (0.05, 0.95)")
+    summary = _Summary(levels, record, _Options(num_particles, history, mesh, levels.shape[0] > 0))
+    run = _run if is_traceable(extend(model)) else _replicated
+    result = run(key, model, scheme, ess_below(ess_threshold), summary, num_replicates)
+    if throw and not isinstance(result.status, jax.core.Tracer):
+        result.check()
+    return result
+
+
+class _Options(eqx.Module):
+    num_particles: int = eqx.field(static=True)
+    history: bool = eqx.field(static=True)
+    mesh: Any = eqx.field(static=True)
+    sort: bool = eqx.field(static=True)
+
+
+def find_scheme(resampling: str | AbstractScheme) -> AbstractScheme:
+    """The scheme of that name, or the scheme itself.
+
+    Raises:
+        ValueError: the name is unknown, or it is no scheme.
+    """
+    if isinstance(resampling, AbstractScheme):
+        return resampling
+    if resampling not in ALL_SCHEMES:
+        raise ValueError(f"`resampling` is {resampling!r}; needed one of {sorted(ALL_SCHEMES)} or a scheme")
+    return ALL_SCHEMES[resampling]
+
+
+def _check_sizes(model: FeynmanKac, num_particles: int, num_replicates: int | None) -> None:
+    if not isinstance(model, FeynmanKac):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}; needed a `FeynmanKac`, such as `StateSpaceModel(...).bootstrap(ys)`"
+        )
+    if num_replicates is not None and (not isinstance(num_replicates, int) or num_replicates < 2):
+        raise ValueError(f"`num_replicates` is {num_replicates}; needed None or an integer >= 2")
+    spawn(model, num_particles)  # raises for a bad `num_particles`
+
+
+class _Summary(eqx.Module):
+    """What is reported for each time step."""
+
+    levels: Float[Array, " q"]
+    record: Callable[[Population], PyTree] | None
+    options: _Options
+
+    def __call__(self, population: Population) -> dict[str, PyTree]:
+        weighed = weigh(population.log_weights)
+        report = {
+            "log_evidence": population.log_evidence,
+            "ess": weighed.ess,
+            "status": population.status,
+            "mean": jax.tree.map(lambda x: weighted_mean(weighed.relative, weighed.total, x), population.particles),
+            "quantiles": None,
+            "records": None if self.record is None else self.record(population),
+            "history": None,
+        }
+        if self.options.sort:
+            report["quantiles"] = jax.tree.map(
+                lambda x: weighted_quantiles(weighed.relative, x, self.levels), population.particles
+            )
+        if self.options.history:
+            report["history"] = (population.particles, population.log_weights)
+        return report
+
+
+def weighted_mean(relative: Float[Array, " n"], total: Float[Array, ""], values: Array) -> Array:
+    """The mean over the leading axis; NaN if all weights are zero. Values of weight zero are not looked at."""
+    if not (jnp.issubdtype(values.dtype, jnp.number) or values.dtype == jnp.bool_):
+        return jnp.zeros((), relative.dtype)  # keys and the like have no mean
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    weights = relative.reshape(shape)
+    kept = jnp.where(weights > 0, values.astype(relative.dtype), 0)
+    return jnp.where(total > 0, jnp.sum(weights * kept, axis=0) / total, jnp.nan)
+
+
+def weighted_quantiles(relative: Float[Array, " n"], values: Array, levels: Float[Array, " q"]) -> Array:
+    """The smallest value below or at which lies the fraction `level` of the weight; [q, ...] for values [N, ...].
+
+    NaN if all weights are zero.
+    """
+
+    def column(x: Float[Array, " n"]) -> Float[Array, " q"]:
+        ordered, weights = jax.lax.sort((x, relative), num_keys=1)
+        sums = jnp.cumsum(weights)
+        index = jnp.searchsorted(sums, levels.astype(sums.dtype) * sums[-1], side="left")
+        found = ordered[jnp.minimum(index, x.shape[0] - 1)]
+        return jnp.where(sums[-1] > 0, found, jnp.nan)
+
+    columns = values.astype(relative.dtype).reshape(values.shape[0], -1)
+    return jax.vmap(column, in_axes=1, out_axes=1)(columns).reshape(levels.shape[0], *values.shape[1:])
+
+
+def _filter(
+    key: PRNGKey, model: FeynmanKac, scheme: AbstractScheme, when: ess_below, summary: _Summary
+) -> FilterResult:
+    """The algorithm: a population, and four verbs for each later time."""
+    start_key, loop_key = jax.random.split(key)
+    population, start = spawn(model, summary.options.num_particles).start(start_key)
+    step = sequence(
+        place(summary.options.mesh),
+        observe(summary),
+        resample(scheme, when=when, gather=model.gather),
+        extend(model),
+    )
+    loop = iterate(step, over=jnp.arange(1, max(model.num_steps, 1)), record=lambda population, info: info)
+    population, (_, reports, resampling, weighting) = loop(loop_key, population)
+    # A step observes the population that it starts from (sharing one exponential pass with its resampling).
+    reports = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), reports, summary(population))
+    resampled = jnp.concatenate([jnp.zeros(1, bool), resampling.resampled])
+    if model.num_steps == 0:
+        reports, resampled = jax.tree.map(lambda leaf: leaf[:0], (reports, resampled))
+    history = None
+    if reports["history"] is not None:
+        history = History(*reports["history"], resampling.ancestors)
+    bad = reports["status"] != 0
+    return FilterResult(
+        log_evidence=population.log_evidence,
+        log_evidence_variance=evidence_variance(population, scheme),
+        log_evidence_path=reports["log_evidence"],
+        ess=reports["ess"],
+        mean=reports["mean"],
+        quantiles=reports["quantiles"],
+        resampled=resampled,
+        status=population.status,
+        num_nan=start.num_nan + jnp.sum(weighting.num_nan, dtype=jnp.int32),
+        first_bad_step=jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32) if bad.size else jnp.int32(-1),
+        population=population,
+        records=reports["records"],
+        history=history,
+        scheme=type(scheme).__name__.lower(),
+    )
+
+
+def _replicated(
+    key: PRNGKey,
+    model: FeynmanKac,
+    scheme: AbstractScheme,
+    when: ess_below,
+    summary: _Summary,
+    num_replicates: int | None,
+) -> FilterResult:
+    if num_replicates is None:
+        return _filter(key, model, scheme, when, summary)
+    keys = jax.random.split(key, num_replicates)
+    return combine_replicates(jax.vmap(lambda k: _filter(k, model, scheme, when, summary))(keys))
+
+
+_run = compiled(_replicated)

@@ -1,0 +1,234 @@
+"""The registry of public compiled blocks: `tests/test_package.py` lowers each of them for CPU, CUDA and TPU.
+
+A new block is one entry: a function without arguments that returns `(function, arguments)`. The arguments are the
+arrays (or `jax.ShapeDtypeStruct`s) that are traced; everything static lives in `function`. Blocks are built when
+they are tested, so an entry may import and construct what it likes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+Block = tuple[Callable[..., Any], tuple[Any, ...]]
+
+BLOCKS: dict[str, Callable[[], Block]] = {}
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))  # not a key: the registry must not start a backend when imported
+
+
+def block(function: Callable[[], Block]) -> Callable[[], Block]:
+    """Adds a block to `BLOCKS` under its function's name."""
+    if function.__name__ in BLOCKS:
+        raise ValueError(f"two blocks are called `{function.__name__}`: rename one")
+    BLOCKS[function.__name__] = function
+    return function
+
+
+def vector(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+# --- core ---
+
+
+@block
+def core_population_readings() -> Block:
+    from probinf import core
+
+    def read(log_weights):
+        weighed = core.weigh(log_weights)
+        return weighed.normalised(), weighed.log_mean, weighed.ess
+
+    return read, (vector(64),)
+
+
+@block
+def core_verbs() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    def run(key, ys):
+        start, loop = jax.random.split(key)
+        resample = pb.resample(samplers.multinomial, when=pb.ess_below(0.5), look_ahead=lambda step, x: -0.1 * x**2)
+        drift = pb.propagate(lambda key, y, x: 0.9 * x + jax.random.normal(key))
+        weigh = pb.reweight(lambda y, x: -0.5 * (y - x) ** 2)
+        body = pb.sequence(resample, drift, weigh, pb.adapt(lambda step, population: population.context))
+        return pb.iterate(body, over=ys)(loop, pb.spawn(jax.random.normal, 64)(start))
+
+    return run, (KEY, vector(8))
+
+
+@block
+def core_bounded_loop() -> Block:
+    import probinf as pb
+
+    def run(key):
+        start, loop = jax.random.split(key)
+        shrink = pb.reweight(lambda step, x: -0.1 * x**2)
+        return pb.iterate(shrink, until=lambda population: population.ess < 20, max_steps=50)(
+            loop, pb.spawn(jax.random.normal, 64)(start)
+        )
+
+    return run, (KEY,)
+
+
+# --- samplers ---
+
+
+def _resampling(name: str, pinned: bool) -> Callable[[], Block]:
+    def build() -> Block:
+        from probinf import samplers
+
+        return lambda key, weights: getattr(samplers, name)(key, weights, pinned=pinned), (KEY, vector(64))
+
+    return build
+
+
+for _name in ("multinomial", "systematic", "stratified", "residual", "ssp"):
+    for _pinned in (False, True):
+        BLOCKS[f"samplers_{_name}{'_pinned' if _pinned else ''}"] = _resampling(_name, _pinned)
+
+
+def local_level():
+    from probinf import models
+
+    return models.StateSpaceModel(
+        initial=lambda: dist.Normal(0.0, 1.0),
+        transition=lambda t, x: dist.Normal(x, 0.3),
+        observation=lambda t, x: dist.Normal(x, 1.0),
+    )
+
+
+@block
+def samplers_particle_filter() -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        out = samplers.particle_filter(key, local_level().bootstrap(ys), num_particles=64, quantiles=(0.05, 0.5, 0.95))
+        return out.log_evidence, out.ess, out.mean, out.quantiles, out.status
+
+    return run, (KEY, vector(16))
+
+
+@block
+def samplers_particle_filter_with_replicates_and_history() -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        out = samplers.particle_filter(
+            key, local_level().bootstrap(ys), num_particles=64, history=True, num_replicates=3
+        )
+        return out.log_evidence, out.log_evidence_variance, out.history
+
+    return run, (KEY, vector(16))
+
+
+def _kernel(make: Callable[[Any], Any]) -> Callable[[], Block]:
+    def build() -> Block:
+        import probinf as pb
+        from probinf import samplers
+
+        def run(key, positions):
+            target = pb.Target(lambda x: -jnp.sum(jnp.cosh(x)))
+            kernel = make(samplers)
+            init_keys, step_keys = jax.random.split(key, (2, 4))
+            states = jax.vmap(lambda k, x: kernel.init(k, target, x))(init_keys, positions)
+            return jax.vmap(lambda k, state: kernel.step(k, target, state))(step_keys, states)
+
+        return run, (KEY, vector(4, 3))
+
+    return build
+
+
+BLOCKS["samplers_random_walk"] = _kernel(lambda samplers: samplers.random_walk(scale=0.5))
+BLOCKS["samplers_hmc"] = _kernel(lambda samplers: samplers.hmc(step_size=0.1, num_steps=8))
+
+
+def _chunk(warmup: bool) -> Callable[[], Block]:
+    """The compiled chunk that `warmup` and `sample` run again and again."""
+
+    def build() -> Block:
+        import probinf as pb
+        from probinf import samplers
+        from probinf.core._chunk import run_chunk
+        from probinf.samplers._sample import SampleState, SampleStep
+        from probinf.samplers._warmup import start_warmup, warmup_step
+
+        def run(key, positions):
+            target = pb.Target(lambda x: -jnp.sum(jnp.cosh(x)))
+            kernel = samplers.hmc(num_steps=4)
+            init_key, run_key = jax.random.split(key)
+            chains = jax.vmap(lambda k, x: kernel.init(k, target, x))(jax.random.split(init_key, 4), positions)
+            if warmup:
+                step, state = warmup_step(kernel, target, 100, None, None), start_warmup(kernel, chains)
+            else:
+                zeros = jnp.zeros(4, jnp.int32)
+                step, state = SampleStep(kernel, target, 1), SampleState(chains, zeros, zeros - 1)
+            zero, count = jnp.zeros((), jnp.int32), jnp.full((), 10, jnp.int32)
+            return run_chunk(run_key, step, None, zero, count, state, None, True, None)
+
+        return run, (KEY, vector(4, 3))
+
+    return build
+
+
+BLOCKS["samplers_warmup_chunk"] = _chunk(warmup=True)
+BLOCKS["samplers_sample_chunk"] = _chunk(warmup=False)
+
+
+# --- models ---
+
+
+@block
+def models_simulate() -> Block:
+    return lambda key: local_level().simulate(key, 16), (KEY,)
+
+
+def _kalman(name: str) -> Callable[[], Block]:
+    def build() -> Block:
+        from probinf import models
+
+        def run(ys, noise):
+            model = models.LinearGaussian(
+                jnp.zeros(2), jnp.eye(2), 0.9 * jnp.eye(2), noise * jnp.eye(2), jnp.ones((1, 2)), jnp.eye(1)
+            )
+            return getattr(models, name)(model, ys)
+
+        return run, (vector(16, 1), vector())
+
+    return build
+
+
+BLOCKS["models_kalman_filter"] = _kalman("kalman_filter")
+BLOCKS["models_kalman_smoother"] = _kalman("kalman_smoother")
+
+
+@block
+def models_hmm_forward_backward() -> Block:
+    from probinf import models
+
+    return models.hmm_forward_backward, (vector(3), vector(3, 3), vector(16, 3))
+
+
+@block
+def models_hmm_viterbi() -> Block:
+    from probinf import models
+
+    return models.hmm_viterbi, (vector(3), vector(3, 3), vector(16, 3))
+
+
+@block
+def models_conjugate_regression() -> Block:
+    from probinf import models
+
+    return models.conjugate_regression, (vector(16, 3), vector(16))
+
+
+@block
+def models_known_noise_regression() -> Block:
+    from probinf import models
+
+    return lambda x, y, sd: models.known_noise_regression(x, y, noise_sd=sd), (vector(16, 3), vector(16), vector())
