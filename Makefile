@@ -66,7 +66,7 @@ bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks filters
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-* .bench .cache site dist build .pytest_cache .ruff_cache .hypothesis

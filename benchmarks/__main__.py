@@ -11,6 +11,7 @@ from benchmarks._large import lines_of, run_large
 from benchmarks._report import write
 from benchmarks.filters._problems import NAMES
 from benchmarks.filters._run import PEERS, SIZES, competitors, run_filters
+from benchmarks.filters._targets import target_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,14 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     about |= {"machine": machine()}
     if options.benchmark == "filters":
         about = {"title": "Bootstrap filters", **about}
-        listed = competitors(options.peers, options.environments, quick=options.quick)
+        listed, absent = competitors(options.peers, options.environments, quick=options.quick)
+        about |= {f"{peer} is absent": reason for peer, reason in absent.items()}
         sizes = {options_n: options.rounds or rounds for options_n, rounds in _sizes(options).items()}
         rows = run_filters(listed, sizes, problems=options.problems, num_steps=options.num_steps)
     else:
         about = {"title": "Ten million particles in float32", **about}
         rows = run_large(num_particles=1_000_000 if options.quick else 10_000_000, rounds=options.rounds or 3)
         print("\n".join(lines_of(rows)))
-    path = write(options.benchmark, rows, {**about, "load at the end": machine()["load"]}, options.out)
+    more = target_lines(rows) if options.benchmark == "filters" else ()
+    path = write(options.benchmark, rows, {**about, "load at the end": machine()["load"]}, options.out, more)
     print(path)
     return int(any(row.fault for row in rows))
 

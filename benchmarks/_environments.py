@@ -50,7 +50,8 @@ def _base_python(peer: str) -> str:
         return sys.executable
     for minor in range(newest[1], 9, -1):
         found = shutil.which(f"python3.{minor}")
-        if found:
+        # A version manager's shim is on the path even where that version is not installed.
+        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
             return found
     raise RuntimeError(f"`{peer}` needs Python 3.{newest[1]} or older: install one, or leave it out with `--peers`")
 

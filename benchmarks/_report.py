@@ -72,8 +72,8 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
     return list(found.values())
 
 
-def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    """The readable report: machine, command, versions, one table a case and rule, the targets."""
+def markdown(rows: Sequence[Row], about: dict[str, Any], more: Sequence[str] = ()) -> str:
+    """The readable report: machine, command, versions, `more` lines, one table a case and rule."""
     lines = [f"# {about['title']}", ""]
     lines += [f"- {key}: {value}" for key, value in about.items() if key != "title"]
     lines += [f"- {library}: {text}" for library, text in _versions(rows).items()]
@@ -83,6 +83,7 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
         "(`/ ours`) or the bare scan is (`/ floor`). The floor (**bold**) is the fastest bare scan under the same "
         "resampling rule. Compile is the first call of a fresh process less a later one, no persistent cache.",
     ]
+    lines += more
     for group in groups(rows):
         case, rule = group[0].case, group[0].competitor.rule
         title = f"## {case.problem}, T = {case.num_steps}, N = {case.num_particles}, resampling {rule}"
@@ -92,7 +93,7 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(name: str, rows: Sequence[Row], about: dict[str, Any], folder: Path) -> Path:
+def write(name: str, rows: Sequence[Row], about: dict[str, Any], folder: Path, more: Sequence[str] = ()) -> Path:
     """Writes the JSON and the Markdown file; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     device = next((row.device for row in rows if row.device and row.competitor.library == "bare"), "cpu")
@@ -101,7 +102,7 @@ def write(name: str, rows: Sequence[Row], about: dict[str, Any], folder: Path) -
     summaries = [summarise(row, ours_of(group), floor_of(group)) for group in groups(rows) for row in group]
     (folder / f"{stem}.json").write_text(json.dumps({"about": about, "rows": summaries}, indent=1) + "\n")
     path = folder / f"{stem}.md"
-    path.write_text(markdown(rows, about))
+    path.write_text(markdown(rows, about, more))
     return path
 
 

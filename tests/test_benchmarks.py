@@ -21,6 +21,7 @@ from benchmarks.filters import _bare, _probinf
 from benchmarks.filters._ar1 import jax_model
 from benchmarks.filters._problems import NAMES, grid_log_evidence, kalman_log_evidence, make_problem
 from benchmarks.filters._run import competitors
+from benchmarks.filters._targets import target_lines
 
 NUM_STEPS = 5
 NUM_PARTICLES = 500
@@ -148,11 +149,19 @@ def test_ratios_are_taken_within_a_round(tmp_path):
 
 
 def test_command_writes_its_results(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "competitors", lambda *args, **kwargs: [_competitor()])
+    monkeypatch.setattr(command, "competitors", lambda *args, **kwargs: ([_competitor()], {}))
     options = ["filters", "--problems", "linear_gaussian", "--num-steps", "4", "--num-particles", "10"]
     status = command.main([*options, "--rounds", "1", "--out", str(tmp_path)])
     assert status == 0, capsys.readouterr().out
     assert len(list(tmp_path.glob("filters-cpu-*.md"))) == 1
+
+
+def test_targets_are_held_against_the_fastest_variant():
+    rows = [_row("probinf", [2, 2]), _row("bare", [1, 1]), _row("blackjax", [9, 9]), _row("blackjax", [6, 6])]
+    rows = [row._replace(case=Case("linear_gaussian", 4, 1000)) for row in rows]
+    table = "\n".join(target_lines(rows))
+    assert "| ours / floor <= 1.3 | 2.00 | 2.00 | **no** |" in table
+    assert "| blackjax / ours >= 2.0 | 3.00 | 3.00 | yes |" in table
 
 
 def test_unknown_peer_is_refused(tmp_path):

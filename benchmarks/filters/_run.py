@@ -20,8 +20,13 @@ PEERS = {
 SIZES = {1_000: 15, 100_000: 5}  # particles to timed rounds
 
 
-def competitors(peers: Sequence[str], folder: Path, *, quick: bool, say=print) -> list[Competitor]:
+def competitors(
+    peers: Sequence[str], folder: Path, *, quick: bool, say=print
+) -> tuple[list[Competitor], dict[str, str]]:
     """Ours, the bare scans and the variants of `peers`, whose environments are built where absent.
+
+    Returns:
+        The competitors, and the reason for each peer whose environment could not be had.
 
     Raises:
         ValueError: an unknown peer.
@@ -32,10 +37,16 @@ def competitors(peers: Sequence[str], folder: Path, *, quick: bool, say=print) -
     bare = {name: BARE_VARIANTS[name] for name in (BARE_QUICK if quick else BARE_VARIANTS)}
     listed = [_competitor("probinf", name, rule, sys.executable) for name, rule in OURS.items()]
     listed += [_competitor("bare", name, rule, sys.executable) for name, rule in bare.items()]
+    absent = {}
     for peer in peers:
-        python = environment_python(peer, folder, say=say)
+        try:
+            python = environment_python(peer, folder, say=say)
+        except RuntimeError as error:
+            absent[peer] = str(error)
+            say(f"  {error}")
+            continue
         listed += [_competitor(peer, name, rule, python) for name, rule in PEERS[peer].items()]
-    return listed
+    return listed, absent
 
 
 def run_filters(

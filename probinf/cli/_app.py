@@ -34,8 +34,8 @@ def main() -> None:
 
 
 @app.callback()
-def _prepare(context: typer.Context) -> None:
-    context.obj = enable_cache()
+def _prepare() -> None:
+    enable_cache()
 
 
 @app.command("list")
@@ -98,12 +98,12 @@ def report(
 
 
 @app.command()
-def doctor(context: typer.Context) -> None:
+def doctor() -> None:
     """Show versions, devices and caches, and run a short self-test; the exit code is 1 when it fails."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, value in (facts() | {"compilation cache": context.obj}).items():
+    for name, value in (facts() | {"compilation cache": enable_cache()}).items():
         table.add_row(name, value)
     _out().print(table)
     sound = True

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from probinf.core._choices import categorical
 from probinf.core._effects import choose, scan
+from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._population import Population, weigh
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._types import PRNGKey
@@ -35,14 +36,22 @@ class sequence(eqx.Module):  # noqa: N801 - a verb
 
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, tuple]:
         """Applies the parts in order."""
+        return self.apply(self.split(fast_key(key)), population, step)
+
+    def split(self, key: PRNGKey) -> PRNGKey:
+        """The keys of the parts, [num_parts]."""
+        return jax.random.split(key, len(self.parts))
+
+    def apply(self, keys: PRNGKey, population: Population, step: Any) -> tuple[Population, tuple]:
+        """Applies the parts in order, each with its own key."""
         infos = []
-        for part, part_key in zip(self.parts, jax.random.split(key, len(self.parts)), strict=True):
-            population, info = part(part_key, population, step)
+        for index, part in enumerate(self.parts):
+            population, info = part(plain_key(keys[index]), population, step)
             infos.append(info)
         return population, tuple(infos)
 
 
-def is_traceable(part: Any) -> bool:
+def is_traceable(part: object) -> bool:
     """Whether a transformer may run under `jit`; those that do not say can."""
     return getattr(part, "traceable", True)
 
@@ -115,10 +124,15 @@ class Iterate(eqx.Module):
 
     def _along_schedule(self, key: PRNGKey, population: Population) -> tuple[Population, PyTree]:
         length = jax.tree.leaves(self.over)[0].shape[0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(length))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), jnp.arange(length))
+        body = self.body
+        # Keys are derived for all steps at once: in the loop it would cost more than a small population's numbers.
+        in_parts = isinstance(body, sequence)
+        keys = jax.vmap(body.split)(keys) if isinstance(body, sequence) else keys
 
         def one(population: Population, item: tuple[PRNGKey, PyTree]) -> tuple[Population, PyTree]:
-            population, info = self.body(item[0], population, item[1])
+            keys, step = item
+            population, info = body.apply(keys, population, step) if in_parts else body(plain_key(keys), population, step)
             return population, self.record(population, info)
 
         return scan(one, population, (keys, self.over), length, traceable=self.traceable)

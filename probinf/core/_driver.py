@@ -101,8 +101,8 @@ def run_steps(
         A `Run`.
 
     Raises:
-        ValueError: `num_steps` or `chunk_size` out of range; `checkpoint` holds another run, is damaged, holds more
-            steps than asked for, or is being written by another process.
+        ValueError: `num_steps` or `chunk_size` out of range; more than one JAX process; `checkpoint` holds another
+            run, is damaged, holds more steps than asked for, or is being written by another process.
         TypeError: `step` changes the structure, shapes or dtypes of the state.
         OSError: the checkpoint folder cannot be made.
     """
@@ -145,6 +145,12 @@ def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
         raise ValueError(
             f"`num_steps` must lie in 0 .. {MAX_STEPS}, got {num_steps}: steps are counted in int32. "
             "For more, start a second run from the state of the first, with another key"
+        )
+    if jax.process_count() > 1:
+        # Each process would choose its own number of steps a call, and their collectives would wait for ever.
+        raise ValueError(
+            f"`run_steps` runs in one process, and jax.distributed has {jax.process_count()}: start each run in a "
+            "process of its own, or use the devices of one host"
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}; None lets the driver choose")

@@ -42,18 +42,23 @@ def _bar(console, name: str, start: int, total: int, clock: Callable[[], float])
 
 @contextlib.contextmanager
 def _lines(console, name: str, start: int, total: int, clock: Callable[[], float]) -> Iterator[Report]:
+    del start  # a resumed run is paced by its own steps
     begun = last = clock()
+    first: tuple[int, float] | None = None
 
     def report(done: int, text: Callable[[], str]) -> None:
-        nonlocal last
+        nonlocal first, last
         now = clock()
+        if first is None:
+            first = done, now  # the time before it was that of compilation, and says nothing about the rest
         if now - last < SECONDS_BETWEEN_LINES and done < total:
             return
         last = now
-        left = (now - begun) * (total - done) / max(1, done - start)
+        pace = (now - first[1]) / (done - first[0]) if done > first[0] else None
+        left = "" if pace is None or done == total else f", about {pace * (total - done):.0f} s left"
         share = f"{done}/{total} ({100 * done // max(1, total)} %)"
         console.print(
-            f"{name}: {share}, {now - begun:.0f} s, about {left:.0f} s left {text()}".rstrip(),
+            f"{name}: {share}, {now - begun:.0f} s{left} {text()}".rstrip(),
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from probinf.core._effects import cond, map_items, repeat
 from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
+from probinf.core._fast_key import fast_key
 from probinf.core._population import Population, weigh
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._types import PRNGKey
@@ -268,7 +269,7 @@ class resample(eqx.Module):  # noqa: N801
         if self.when is not None:
             due = due & self.when(population)
 
-        key_data, restore = unwrap_key(key)
+        key_data, restore = unwrap_key(fast_key(key))
 
         def copy(particles: PyTree, eve: Array, relative: Array) -> tuple[PyTree, Array, Array]:
             ancestors = self.scheme(restore(key_data), relative, pinned=self.pinned)

@@ -1,7 +1,9 @@
 """Experiments: one module a paper, each with a configuration, a run and claims; the registry and the report writer."""
 
 from probinf.experiments._claims import Claim as Claim
+from probinf.experiments._claims import Comparison as Comparison
 from probinf.experiments._claims import below as below
+from probinf.experiments._claims import compare as compare
 from probinf.experiments._claims import near as near
 from probinf.experiments._claims import normal_bound as normal_bound
 from probinf.experiments._claims import student_bound as student_bound

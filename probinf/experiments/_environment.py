@@ -9,22 +9,23 @@ from pathlib import Path
 import jax
 
 import probinf
+from probinf.core._storage import probinf_version
 
 PACKAGES = ("jax", "jaxlib", "equinox", "numpyro", "arviz", "numpy", "scipy")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, probinf and what it stands on; `"not installed"` where one is missing."""
-    found = {"python": platform.python_version(), "probinf": _version("probinf")}
+    found = {"python": platform.python_version(), "probinf": probinf_version()}
     return found | {name: _version(name) for name in PACKAGES}
 
 
 def environment() -> dict[str, str]:
     """Versions, devices, precision and the machine, as text."""
     devices = jax.devices()
-    kinds = sorted({f"{device.platform} ({device.device_kind})" for device in devices})
+    kinds = sorted({device.device_kind for device in devices})
     return versions() | {
-        "devices": f"{len(devices)} x {', '.join(kinds)}",
+        "devices": f"{len(devices)} of {', '.join(kinds)}",
         "float64 by default": "yes" if jax.config.jax_enable_x64 else "no",  # pyright: ignore[reportAttributeAccessIssue]
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

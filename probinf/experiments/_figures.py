@@ -67,7 +67,8 @@ def canvas(*, rows: int = 1, columns: int = 1, height: float = 3.6) -> Iterator[
     No state of `matplotlib.pyplot` is touched, and no display is needed. Draw and call `to_svg` inside the block.
 
     Args:
-        rows, columns: the grid of axes.
+        rows: rows of axes.
+        columns: axes in a row.
         height: inches.
     """
     with mpl.rc_context(_STYLE):

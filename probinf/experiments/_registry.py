@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import difflib
 import importlib
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,7 +77,8 @@ _ALL = (
         "probinf.experiments._tour",
     ),
 )
-EXPERIMENTS: Mapping[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
+_BY_NAME = {experiment.name: experiment for experiment in _ALL}
+EXPERIMENTS: Mapping[str, Experiment] = types.MappingProxyType(_BY_NAME)
 
 
 def find(name: str) -> Experiment:

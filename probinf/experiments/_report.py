@@ -17,8 +17,8 @@ from probinf.experiments._figures import themed
 from probinf.experiments._page import Figure, Section, Table, decode
 from probinf.experiments._workspace import METRICS, REPORT, write_text
 
-_NUMBER = re.compile(r"[-+−]?[\d.,   ]*\d(?:e[-+]?\d+)?(?: ?(?:%|s|±.*))?")
-_BLANK = {"", "–", "-", "NaN"}
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?(?: (?:%|s))?")
+_BLANK = {"", "-", "NaN"}
 
 
 class Run(NamedTuple):
@@ -83,6 +83,11 @@ def collect_reports(folder: Path) -> Path:
     return _write(folder / name, "probinf: experiments", [*body, _footer()])
 
 
+def _text(text: str) -> str:
+    """Plain text as HTML; a unit stays on the line of its number."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
 def _write(file: Path, title: str, body: Iterable[str]) -> Path:
     template = resources.files("probinf.experiments") / "template"
     page = Template((template / "report.html").read_text("utf-8"))
@@ -109,7 +114,7 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
         "seed": summary["config"]["seed"],
         "time": f"{seconds:.0f} s",
         "device": summary["environment"]["devices"],
-        "finished": summary["finished"].replace("T", " ").replace("+00:00", " UTC"),
+        "finished": summary["finished"][:16].replace("T", " ") + " UTC",
     }
     facts = [_verdict(_all_hold(summary["claims"]), _tally(summary["claims"]))]
     return facts + [f"<span>{name} <strong>{escape(str(value))}</strong></span>" for name, value in named.items()]
@@ -131,11 +136,16 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("claim", "paper", "ours", "how measured", "holds?"))
     rows = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(claim[name])}</td>" for name in ("text", "paper", "ours", "measured"))
+        + "".join(f"<td>{_text(claim[name])}</td>" for name in ("text", "paper", "ours", "measured"))
         + f"<td>{_verdict(claim['holds'], 'holds' if claim['holds'] else 'does not hold')}</td></tr>"
         for claim in claims
     )
-    return _scroll(f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+    note = (
+        "z is a difference from the exact answer in standard errors, and its bound is what the largest of the z of a "
+        "claim exceeds by chance once in a million runs."
+    )
+    table = f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return _scroll(table) + f'<p class="caption">{note}</p>'
 
 
 def _overview(runs: Sequence[Run], folder: Path) -> str:
@@ -156,7 +166,7 @@ def _place(run: Run, folder: Path) -> str:
 
 
 def _section(folder: Path, section: Section, *, level: int, prefix: str = "") -> str:
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in section.paragraphs)
+    paragraphs = "".join(f"<p>{_text(text)}</p>" for text in section.paragraphs)
     items = "".join(
         _figure(folder, item, prefix) if isinstance(item, Figure) else _table(item) for item in section.items
     )
@@ -170,7 +180,7 @@ def _figure(folder: Path, figure: Figure, prefix: str) -> str:
     else:
         drawing = themed(file.read_text(encoding="utf-8"), label=escape(figure.alt, quote=True))
         drawing = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", drawing)
-    return f'<figure><div class="drawing">{drawing}</div><figcaption>{escape(figure.caption)}</figcaption></figure>'
+    return f'<figure><div class="drawing">{drawing}</div><figcaption>{_text(figure.caption)}</figcaption></figure>'
 
 
 def _table(table: Table) -> str:
@@ -178,11 +188,19 @@ def _table(table: Table) -> str:
     classes = [' class="right"' if flush else "" for flush in right]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(table.columns, classes, strict=True))
     rows = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, classes, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{kind}>{_cell(cell, kind)}</td>" for cell, kind in zip(row, classes, strict=True))
+        + "</tr>"
         for row in table.rows
     )
-    caption = f'<p class="caption">{escape(table.caption)}</p>'
+    caption = f'<p class="caption">{_text(table.caption)}</p>'
     return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>") + caption
+
+
+def _cell(cell: str, kind: str) -> str:
+    """A number gets a true minus sign, as wide as a plus; a lone hyphen stands for no number."""
+    text = escape(cell)
+    return f"&minus;{text[1:]}" if kind and text.startswith("-") and len(text) > 1 else text
 
 
 def _numeric(cells: Sequence[str]) -> bool:

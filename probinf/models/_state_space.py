@@ -141,7 +141,11 @@ class BootstrapModel(FeynmanKac):
         del x_prev
         y = _at(self.observations, t)
         observed = None if self.observed is None else _at(self.observed, t)
-        return jax.vmap(lambda one: log_density(self.model.observation(t, one), y, observed))(x)
+        log_g = jax.vmap(lambda one: log_density(self.model.observation(t, one), y, observed))(x)
+        if observed is not None and observed.ndim < y.ndim:
+            # NumPyro calls a value that is NaN impossible; a vector missing in part must not pass for that.
+            log_g = jnp.where(jnp.any(jnp.isnan(y)), jnp.nan, log_g)
+        return log_g
 
     def log_transition(self, t: Array, x_prev: Array, x: Array) -> Float[Array, " n"]:
         """The log density of each move from `x_prev` to `x`."""
@@ -205,7 +209,7 @@ def components(distribution: Distribution) -> Distribution:
 
 def _check_arguments(name: str, function: Any, num_arguments: int) -> None:
     form = f"`{name}({', '.join(('t', 'x')[:num_arguments])})`"
-    if not callable(function):
+    if isinstance(function, Distribution) or not callable(function):
         raise TypeError(f"`{name}` is {function!r}: pass a function {form} that returns a NumPyro distribution")
     try:
         inspect.signature(function).bind(*(None,) * num_arguments)

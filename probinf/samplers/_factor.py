@@ -64,7 +64,9 @@ def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d
     if factor is None:
         return vector
     factor = factor.astype(vector.dtype)
-    return factor * vector if factor.ndim == 1 else factor @ vector
+    # Not `factor @ vector`: XLA rounds a matrix product by the number of chains on a device, and draws would depend
+    # on how many devices there are.
+    return factor * vector if factor.ndim == 1 else jnp.sum(factor * vector[None, :], axis=1)
 
 
 def transposed_times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from probinf.core import PRNGKey, choose, cumulative_sum
 from probinf.samplers._fixed_point import FixedPoint, ancestors_from_ends, cumulative_offspring, fraction_bits
@@ -264,12 +264,9 @@ class SSP(AbstractScheme):
         expected = count * weights / jnp.sum(weights)
         whole = jnp.floor(expected + 1e-9)
         part = jnp.clip(expected - whole, 0)
-        outcomes, probabilities = [], []
-        for decisions in itertools.product([True, False], repeat=count - 1):
-            up, probability = _ssp_path(part, decisions)
-            outcomes.append(_fill((whole + up).astype(jnp.int32)))
-            probabilities.append(probability)
-        return jnp.stack(outcomes), jnp.stack(probabilities)
+        decisions = jnp.asarray(np.array(list(itertools.product([True, False], repeat=count - 1))).reshape(-1, count - 1))
+        up, chances = jax.vmap(_ssp_path, (None, 0))(part, decisions)
+        return jax.vmap(_fill)((whole[None] + up).astype(jnp.int32)), chances
 
 
 def ssp_rounding(
@@ -321,23 +318,20 @@ def ssp_rounding(
     return up.at[last].add((left >= one).astype(part.dtype))
 
 
-def _ssp_path(part: Array, decisions: tuple[bool, ...]) -> tuple[Array, Array]:
+def _ssp_path(part: Weights, decisions: Bool[Array, " m"]) -> tuple[Weights, Float[Array, ""]]:
     """The roundings and the probability of one sequence of decisions (True: the holder stays open)."""
-    count = part.shape[0]
-    up = [jnp.zeros((), part.dtype)] * count
-    holder, held, probability = 0, part[0], jnp.ones((), part.dtype)
-    for index, keep in zip(range(1, count), decisions, strict=True):
+    up = jnp.zeros_like(part)
+    holder, held, probability = jnp.zeros((), jnp.int32), part[0], jnp.ones((), part.dtype)
+    for index in range(1, part.shape[0]):
+        keep = decisions[index - 1]
         both = held + part[index]
         low = both < 1 - 1e-9
         scale = jnp.where(low, both, 2 - both)
-        chance = jnp.where(low, held, 1 - held) / jnp.where(scale > 0, scale, 1)
-        chance = jnp.where(scale > 0, chance, 0)
-        probability = probability * (chance if keep else 1 - chance)
-        closed, opened = (index, holder) if keep else (holder, index)
-        up[closed] = jnp.where(low, 0.0, 1.0).astype(part.dtype)
-        holder, held = opened, jnp.where(low, both, both - 1)
-    up[holder] = jnp.where(held > 0.5, 1.0, 0.0).astype(part.dtype)
-    return jnp.stack(up), probability
+        chance = jnp.where(scale > 0, jnp.where(low, held, 1 - held) / jnp.where(scale > 0, scale, 1), 0)
+        probability = probability * jnp.where(keep, chance, 1 - chance)
+        up = up.at[jnp.where(keep, index, holder)].set(jnp.where(low, 0, 1).astype(part.dtype))
+        holder, held = jnp.where(keep, holder, index), jnp.where(low, both, both - 1)
+    return up.at[holder].set(jnp.where(held > 0.5, 1, 0).astype(part.dtype)), probability
 
 
 def _offspring(weights: Weights) -> FixedPoint:
@@ -399,9 +393,9 @@ def _tuples(count: int) -> Int[Array, "m n"]:
 def _turned(scheme: AbstractScheme, weights: Weights) -> tuple[Int[Array, "m n"], Float[Array, " m"]]:
     """The law of the scheme under a uniform rotation of the particles."""
     count = weights.shape[0]
-    laws = [scheme.law(jnp.roll(weights, turn), False) for turn in range(count)]
-    outcomes = [(outcome - turn) % count for turn, (outcome, _) in enumerate(laws)]
-    return jnp.concatenate(outcomes), jnp.concatenate([chances for _, chances in laws]) / count
+    turns = jnp.arange(count, dtype=jnp.int32)
+    outcomes, chances = jax.vmap(lambda turn: scheme.law(jnp.roll(weights, turn), False))(turns)
+    return ((outcomes - turns[:, None, None]) % count).reshape(-1, count), chances.reshape(-1) / count
 
 
 def _condition(

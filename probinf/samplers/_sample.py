@@ -267,5 +267,5 @@ def _counts(run: Run) -> dict[str, str]:
     total, first = num.sum(dtype=np.int64), np.asarray(run.state.first_divergent)
     if not total:
         return {}
-    fraction = 100 * total / (num.size * max(run.num_done, 1))
-    return {"DIVERGENT": f"{total} of {num.size * run.num_done} draws ({fraction:.2g} %), first at draw {first[first >= 0].min()}"}
+    steps, earliest = num.size * run.num_done, first[first >= 0].min()
+    return {"DIVERGENT": f"{total} of {steps} draws ({100 * total / steps:.2g} %), first at draw {earliest}"}

@@ -2,7 +2,7 @@
 
 Planted bugs that these tests catch (each was tried by editing the code): diagnostics of a constant chain passed to
 ArviZ (ESS = number of draws); NaN draws dropped from the mean; chains and draws exchanged; moments in float32;
-`divergent` not renamed for ArviZ, or not renamed back; float32 saved as float64; the temporary file left behind.
+`divergent` not renamed for ArviZ; float32 saved as float64; the temporary file left behind.
 """
 
 from typing import Any, NamedTuple
@@ -210,7 +210,8 @@ class TestFiles:
     def test_an_unfinished_write_keeps_the_old_file(self, tmp_path, monkeypatch):
         path = draws().save(tmp_path / "draws.nc")
 
-        def fail(*args):
+        def fail(path, groups, attrs):
+            path.write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("probinf.core._draws.write_netcdf", fail)

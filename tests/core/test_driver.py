@@ -206,6 +206,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="`num_steps` must lie in 0"):
             run_steps(key, bits, jnp.zeros(2, jnp.uint32), num_steps)
 
+    def test_several_processes(self, key, monkeypatch):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match="runs in one process"):
+            run_steps(key, bits, jnp.zeros(2, jnp.uint32), 3)
+
     def test_chunk_size_zero(self, key):
         with pytest.raises(ValueError, match="`chunk_size` must be at least 1, got 0"):
             run_steps(key, bits, jnp.zeros(2, jnp.uint32), 3, chunk_size=0)
@@ -262,6 +267,8 @@ class TestInterrupt:
         assert_same_bits(resumed, run_steps(key, step, jnp.ones(3), done + 10))
 
     def test_the_handler_is_put_back(self, key):
+        run_steps(key, bits, jnp.zeros(2, jnp.uint32), 30)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         run_steps(key, bits, jnp.zeros(2, jnp.uint32), 30, clock=interrupting(3))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

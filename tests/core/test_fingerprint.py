@@ -1,7 +1,7 @@
 """`fingerprint_of`: equal for equal things, here and in another process; different for whatever changes the numbers.
 
 Planted bugs that these tests catch (each was tried by editing the code): constants of the code left out; closures left
-out; dtype left out; lengths not hashed (so that [1, [2]] equals [[1], 2]); addresses kept in a `repr`; names of
+out; dtype left out; lengths not hashed (so that [[1], 2] equals [[1, 2]]); addresses kept in a `repr`; names of
 attributes read as globals; methods of the class not read.
 """
 
@@ -72,6 +72,7 @@ DIFFERENT = {
     "number types": (1, 1.0),
     "bool and int": (True, 1),
     "nesting": ([1, [2]], [[1], 2]),
+    "where a list ends": ([[1], 2], [[1, 2]]),
     "list and tuple": ([1], (1,)),
     "dict values": ({"a": 1, "b": 2}, {"a": 2, "b": 1}),
     "named tuple classes": (Pair(1, 2), Other(1, 2)),

@@ -289,6 +289,15 @@ class TestDamage:
         with pytest.raises(ValueError, match="does not follow the files before it"):
             walk(tmp_path)
 
+    @pytest.mark.parametrize("name", FILES[:3])
+    def test_a_changed_value_with_the_old_checksum(self, tmp_path, name):
+        walk(tmp_path, 20)
+        arrays = _files.read_arrays(tmp_path / name)
+        changed = next(part for part in arrays if part.startswith(("records0002", "state0000")))
+        np.savez(tmp_path / name, **{**arrays, changed: arrays[changed] + np.float32(1)})
+        with pytest.raises(ValueError, match="its checksum is wrong"):
+            walk(tmp_path)
+
     @pytest.mark.parametrize("name", FILES)
     def test_a_missing_file(self, tmp_path, name, whole):
         walk(tmp_path, 20)

@@ -243,30 +243,43 @@ def test_evidence_bias_is_caught_when_only_the_last_weights_count():
     assert abs(law.expectation(lambda v: v[1]) / exact_evidence(model) - 1) > 1e-3
 
 
-@pytest.mark.parametrize("name", ALL_SCHEMES)
-@pytest.mark.parametrize("num_particles", [2, 3])
-def test_conditional_smc_leaves_the_path_law_invariant(name, num_particles):
-    # The path law of the model is invariant for: run with the reference pinned, then draw a path.
+def conditional_smc_error(scheme, num_particles):
+    """max |pi K - pi|, K: run with the reference path pinned, then draw a path."""
     model = skewed_model(2, path_dependent=False)
     paths = np.array([[a, b] for a in range(2) for b in range(2)], np.int32)
-    weight = [
-        float(model.initial[a] * model.potentials[0, 0, a] * model.transition[a, b] * model.potentials[1, a, b])
-        for a, b in paths
-    ]
-    law_of_paths = np.array(weight) / sum(weight)
+    mass = np.array(
+        [
+            float(model.initial[a] * model.potentials[0, 0, a] * model.transition[a, b] * model.potentials[1, a, b])
+            for a, b in paths
+        ]
+    )
 
-    def kernel_row(path):
+    def row(path):
         def run(key):
             keys = jax.random.split(key, 3)
             population = pb.spawn(model, num_particles, reference=path[0])(keys[0])
             first = population.particles
-            step = pb.sequence(pb.resample(ALL_SCHEMES[name], pinned=True), pb.extend(model, reference=path))
+            step = pb.sequence(pb.resample(scheme, pinned=True), pb.extend(model, reference=path))
             population, (resampling, _) = step(keys[1], population, 1)
             both = jnp.stack([first, population.particles])
             return pb.trace_back(keys[2], population.log_weights, both, resampling.ancestors[None])[:, 0]
 
         return enumerate_law(run).expectation(lambda p: jnp.all(p[None] == paths, axis=1))
 
-    matrix = np.stack([np.asarray(kernel_row(jnp.asarray(path, jnp.int32))) for path in paths])
+    matrix = np.asarray(jax.vmap(row)(jnp.asarray(paths)))
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-9)
-    np.testing.assert_allclose(law_of_paths @ matrix, law_of_paths, atol=1e-9)
+    return np.max(np.abs(mass @ matrix - mass) / mass.sum())
+
+
+@pytest.mark.parametrize("name", ALL_SCHEMES)
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_conditional_smc_leaves_the_path_law_invariant(name, num_particles):
+    assert conditional_smc_error(ALL_SCHEMES[name], num_particles) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["systematic", "stratified"])
+def test_conditional_smc_with_an_overwritten_slot_is_caught(name):
+    def overwritten(key, weights, pinned):
+        return ALL_SCHEMES[name](key, weights).at[0].set(0)
+
+    assert conditional_smc_error(overwritten, 3) > 1e-3
