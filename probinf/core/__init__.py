@@ -27,10 +27,11 @@ from probinf.core._status import check_status as check_status
 from probinf.core._status import explain as explain
 from probinf.core._status import flag as flag
 from probinf.core._status import is_fatal as is_fatal
-from probinf.core._sums import as_rows as as_rows
-from probinf.core._sums import by_platform as by_platform
+from probinf.core._sums import cumulate as cumulate
 from probinf.core._sums import cumulative_sum as cumulative_sum
 from probinf.core._sums import exclusive as exclusive
+from probinf.core._sums import from_columns as from_columns
+from probinf.core._sums import to_columns as to_columns
 from probinf.core._sums import view_shape as view_shape
 from probinf.core._target import Target as Target
 from probinf.core._types import PRNGKey as PRNGKey

@@ -38,11 +38,11 @@ class sequence(eqx.Module):  # noqa: N801 - a verb
         """Applies the parts in order."""
         return self.apply(self.split(fast_key(key)), population, step)
 
-    def split(self, key: PRNGKey) -> PRNGKey:
+    def split(self, key: PRNGKey) -> Array:
         """The keys of the parts, [num_parts]."""
         return jax.random.split(key, len(self.parts))
 
-    def apply(self, keys: PRNGKey, population: Population, step: Any) -> tuple[Population, tuple]:
+    def apply(self, keys: Array, population: Population, step: Any) -> tuple[Population, tuple]:
         """Applies the parts in order, each with its own key."""
         infos = []
         for index, part in enumerate(self.parts):
@@ -130,7 +130,7 @@ class Iterate(eqx.Module):
         in_parts = isinstance(body, sequence)
         keys = jax.vmap(body.split)(keys) if isinstance(body, sequence) else keys
 
-        def one(population: Population, item: tuple[PRNGKey, PyTree]) -> tuple[Population, PyTree]:
+        def one(population: Population, item: tuple[Array, PyTree]) -> tuple[Population, PyTree]:
             keys, step = item
             population, info = body.apply(keys, population, step) if in_parts else body(plain_key(keys), population, step)
             return population, self.record(population, info)

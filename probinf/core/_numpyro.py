@@ -142,8 +142,8 @@ def target_from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     Positions are dicts from the name of each latent site to its unconstrained value; `constrain` gives the values
     of the latent and the `deterministic` sites. `log_prior` holds the log-Jacobians; observed sites and factors
-    make `log_likelihood`. NaN in the data makes the likelihood NaN, which samplers flag. The dtype of a density
-    is that of the position.
+    make `log_likelihood`. NaN in the data makes it NaN (or -inf, where NumPyro validates), which samplers flag at the
+    start. The dtype of a density is that of the position.
 
     Args:
         model: a function of `args` and `kwargs` with NumPyro primitives.

@@ -87,8 +87,8 @@ def _random_bits(data: UInt32[Array, "3"], bit_width: int, shape: tuple[int, ...
     return (first ^ second).astype({8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}[bit_width])
 
 
-def _fold_in(data: UInt32[Array, "3"], number: Array) -> Array:
-    first, second = threefry((data[0], data[1]), (data[2], number.astype(jnp.uint32)))
+def _fold_in(data: UInt32[Array, "3"], number: Array | int) -> Array:
+    first, second = threefry((data[0], data[1]), (data[2], jnp.asarray(number).astype(jnp.uint32)))
     return jnp.stack([first, second, data[2]])
 
 

@@ -1,10 +1,12 @@
-r"""Cumulative sums, as one pass of vector additions on CPU.
+r"""Cumulative sums as one pass of vector additions on CPU.
 
-A vector of n items is viewed as [rows, columns] and scanned column by column, all rows at once, each row
-starting from the sum of the rows before it. XLA's own `cumsum` takes several passes over memory on CPU: this one
-measured 3 to 10 times faster at 1e3 to 1e6 items. Integer sums are exact in any order, so they are the same on
-every device.
+A vector of n items is viewed as `rows` blocks of `columns` consecutive items, stored column by column, and scanned
+over the columns, all blocks at once, each starting from the sum of the blocks before it. XLA's own `cumsum` takes
+several passes over memory on CPU: this one measured 2 to 3 times faster at 1e3 to 1e6 items. Integer sums are
+exact in any order, so they are the same on every device.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +14,20 @@ from jaxtyping import Array, Int, PyTree
 
 
 def view_shape(count: int) -> tuple[int, int]:
-    """The [rows, columns] view of `count` items: columns is a power of two, at most the square root of `count`."""
+    """(columns, rows) for `count` items: columns is a power of two, at most the square root of `count`."""
     columns = 1 << ((max(count, 1).bit_length() - 1) // 2)
-    return -(-count // columns), columns
+    return columns, -(-count // columns)
 
 
-def as_rows(values: Array) -> Array:
-    """The values, padded with zeros at the end, as the [rows, columns] view."""
-    rows, columns = view_shape(values.shape[0])
-    return jnp.pad(values, (0, rows * columns - values.shape[0])).reshape(rows, columns)
+def to_columns(values: Array) -> Array:
+    """The values, padded with zeros at the end, as [columns, rows]: item r * columns + c stands at [c, r]."""
+    columns, rows = view_shape(values.shape[0])
+    return jnp.pad(values, (0, rows * columns - values.shape[0])).reshape(rows, columns).T
+
+
+def from_columns(values: Array, count: int) -> Array:
+    """The first `count` items of a [columns, rows] view, in order."""
+    return values.T.reshape(-1)[:count]
 
 
 def exclusive(sums: Int[Array, " rows"]) -> Int[Array, " rows"]:
@@ -28,23 +35,40 @@ def exclusive(sums: Int[Array, " rows"]) -> Int[Array, " rows"]:
     return jnp.cumsum(sums, dtype=sums.dtype) - sums
 
 
+def cumulate(
+    start: PyTree,
+    items: PyTree,
+    add: Callable[[PyTree, PyTree], PyTree],
+    read: Callable[[PyTree], PyTree] = lambda sums: sums,
+) -> PyTree:
+    """Running sums down the columns of a view, `read` as they are made.
+
+    Args:
+        start: leaves [rows], the sum before each block.
+        items: leaves [columns, rows].
+        add: elementwise sum of two such numbers.
+        read: elementwise function of the running sum.
+
+    Returns:
+        `read` of the inclusive sums, leaves [columns, rows].
+    """
+
+    def step(sums: PyTree, column: PyTree) -> tuple[PyTree, PyTree]:
+        sums = add(sums, column)
+        return sums, read(sums)
+
+    def by_columns(start: PyTree, items: PyTree) -> PyTree:
+        return jax.lax.scan(step, start, items)[1]
+
+    def by_tree(start: PyTree, items: PyTree) -> PyTree:
+        sums = jax.lax.associative_scan(add, items)
+        return read(add(jax.tree.map(lambda leaf: leaf[None], start), sums))
+
+    return jax.lax.platform_dependent(start, items, cpu=by_columns, default=by_tree)
+
+
 def cumulative_sum(values: Int[Array, " n"]) -> Int[Array, " n"]:
     """Inclusive cumulative sum of integers; the total must fit the dtype."""
-    count = values.shape[0]
-
-    def by_columns(values: Array) -> Array:
-        rows = as_rows(values)
-
-        def step(carry: Array, column: Array) -> tuple[Array, Array]:
-            carry = carry + column
-            return carry, carry
-
-        _, sums = jax.lax.scan(step, exclusive(jnp.sum(rows, axis=1, dtype=values.dtype)), rows.T)
-        return sums.T.reshape(-1)[:count]
-
-    return by_platform(values, cpu=by_columns, default=lambda v: jnp.cumsum(v, dtype=v.dtype))
-
-
-def by_platform(*operands: PyTree, cpu: object, default: object) -> PyTree:
-    """`lax.platform_dependent`: one function lowered for CPU, another elsewhere."""
-    return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)
+    columns = to_columns(values)
+    start = exclusive(jnp.sum(columns, axis=0, dtype=values.dtype))
+    return from_columns(cumulate(start, columns, jnp.add), values.shape[0])

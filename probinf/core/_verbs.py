@@ -190,9 +190,10 @@ class extend(eqx.Module):  # noqa: N801 - a verb: constructed where it is used, 
         model = Batched(self.model)
         before = population.particles
         kept = None if self.reference is None else jax.tree.map(lambda leaf: leaf[step], self.reference)
-        particles = pin(model.mutate(key, step, before), kept)
+        # Frozen before they are weighted: else XLA draws the noise once for the particles and once for the weights.
+        particles = _freeze(population.status, before, pin(model.mutate(key, step, before), kept))
         extended, info = absorb(population, model.log_potential(step, before, particles))
-        return _with(extended, particles=_freeze(population.status, before, particles)), info
+        return _with(extended, particles=particles), info
 
 
 class propagate(eqx.Module):  # noqa: N801

@@ -32,6 +32,5 @@ def load(name: str) -> Dataset:
     if not file.is_file():
         known = sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
         raise ValueError(f"no data set {name!r} ships with probinf: choose one of {known}")
-    with file.open(encoding="utf-8", newline="") as lines:
-        columns, *rows = csv.reader(lines)
+    columns, *rows = csv.reader(file.read_text(encoding="utf-8").splitlines())
     return Dataset(tuple(columns), np.array(rows, dtype=np.float64))

@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     return versions() | {
-        "devices": f"{len(devices)} of {', '.join(kinds)}",
+        "devices": f"{len(devices)} {', '.join(kinds)}",
         "float64 by default": "yes" if jax.config.jax_enable_x64 else "no",  # pyright: ignore[reportAttributeAccessIssue]
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

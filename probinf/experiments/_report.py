@@ -70,7 +70,7 @@ def collect_reports(folder: Path) -> Path:
     if not runs:
         raise ValueError(f"no finished run lies in `{folder}`: make one with `probinf run tour`")
     claims = [claim for run in runs for claim in run.summary["claims"]]
-    facts = [_verdict(_all_hold(claims), _tally(claims)), f"<span><strong>{len(runs)}</strong> runs</span>"]
+    facts = [_verdict(_all_hold(claims), _tally(claims)), f"<span>runs <strong>{len(runs)}</strong></span>"]
     lead = "Every claim of every run found in this folder, then each run in full."
     body = [_header("probinf", "Experiments", lead, facts), "<h2>Overview</h2>", _overview(runs, folder)]
     for number, run in enumerate(runs):
@@ -85,7 +85,7 @@ def collect_reports(folder: Path) -> Path:
 
 def _text(text: str) -> str:
     """Plain text as HTML; a unit stays on the line of its number."""
-    return escape(text).replace(" %", "&nbsp;%")
+    return escape(text).replace(" %", "&nbsp;%").replace("± ", "±&nbsp;")
 
 
 def _write(file: Path, title: str, body: Iterable[str]) -> Path:

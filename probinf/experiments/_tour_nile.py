@@ -199,10 +199,10 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     replicates = metrics["num_replicates"]
 
     def rule(*names: str) -> str:
-        worst = "; ".join(
-            f"{name} {_or_nan(metrics['worst'][name]):.2f}, bound {metrics['bound'][name]:.2f}" for name in names
+        worst = ", ".join(
+            f"{name} {_or_nan(metrics['worst'][name]):.2f} (bound {metrics['bound'][name]:.2f})" for name in names
         )
-        return f"largest |z| of {worst}; errors from {replicates} independent filters"
+        return f"largest |z|: {worst}; errors from {replicates} independent filters"
 
     return (
         Claim(

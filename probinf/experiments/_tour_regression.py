@@ -181,7 +181,7 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     def rule(name: str) -> str:
         worst, bound = _or_nan(metrics[name]["worst"]), metrics[name]["bound"]
         return (
-            f"largest |z| of {len(metrics['names'])}: {worst:.2f}, bound {bound:.2f}; errors from batches of "
+            f"largest |z| of {len(metrics['names'])}: {worst:.2f} (bound {bound:.2f}); errors from batches of "
             f"{metrics['num_draws']:,} draws"
         )
 

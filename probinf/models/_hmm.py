@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from probinf.models._types import Numbers
@@ -166,9 +167,10 @@ def _checked(initial: Numbers, transition: Numbers, log_likelihoods: Numbers) ->
         )
     dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else jnp.result_type(float)
     for name, leaf in arrays.items():
-        if not isinstance(leaf, jax.core.Tracer):
+        if not isinstance(leaf, Tracer):
             _check_values(name, np.asarray(leaf, np.float64), 100 * k * float(jnp.finfo(dtype).eps))
-    return tuple(leaf.astype(dtype) for leaf in arrays.values())
+    first, moves, rows = (leaf.astype(dtype) for leaf in arrays.values())
+    return first, moves, rows
 
 
 def _check_values(name: str, values: np.ndarray, slack: float) -> None:

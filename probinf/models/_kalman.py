@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
@@ -158,7 +159,11 @@ def _filter(model: LinearGaussian, ys: Float[Array, "t p"]) -> KalmanFiltered:
 
     times = jnp.arange(ys.shape[0], dtype=jnp.int32)
     (next_mean, next_cov), outputs = jax.lax.scan(step, (model.initial_mean, model.initial_cov), (times, ys))
-    return KalmanFiltered(jnp.sum(outputs[0]), *outputs, next_mean, next_cov, model)
+    log_increments, mean, cov, filtered_mean, filtered_cov = outputs
+    log_evidence = jnp.sum(log_increments)
+    return KalmanFiltered(
+        log_evidence, log_increments, mean, cov, filtered_mean, filtered_cov, next_mean, next_cov, model
+    )
 
 
 @eqx.filter_jit
@@ -224,15 +229,14 @@ def _check_horizon(model: LinearGaussian, needed: int) -> None:
 
 
 def _check_observations(model: LinearGaussian, ys: Numbers) -> Float[Array, "t p"]:
-    if not isinstance(ys, jax.core.Tracer):
-        ys = np.asarray(ys)
-        if np.isinf(ys).any():
-            where = [int(i) for i in np.argwhere(np.isinf(ys))[0]]
-            raise ValueError(f"`ys` is infinite at {where}: observations must be finite, or NaN where missing")
+    data = ys if isinstance(ys, Tracer) else np.asarray(ys)
+    if isinstance(data, np.ndarray) and np.isinf(data).any():
+        where = [int(i) for i in np.argwhere(np.isinf(data))[0]]
+        raise ValueError(f"`ys` is infinite at {where}: observations must be finite, or NaN where missing")
     p = model.num_observed
-    if ys.ndim == 1 and p == 1:
-        ys = ys[:, None]
-    if ys.ndim != 2 or ys.shape[1] != p:
-        raise ValueError(f"`ys` has shape {ys.shape}, but the model observes {p} components: pass shape (T, {p})")
-    _check_horizon(model, ys.shape[0])
-    return jnp.asarray(ys, model.initial_mean.dtype)
+    if data.ndim == 1 and p == 1:
+        data = data[:, None]
+    if data.ndim != 2 or data.shape[1] != p:
+        raise ValueError(f"`ys` has shape {data.shape}, but the model observes {p} components: pass shape (T, {p})")
+    _check_horizon(model, data.shape[0])
+    return jnp.asarray(data, model.initial_mean.dtype)

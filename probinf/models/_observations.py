@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from probinf.models._types import Numbers
@@ -32,9 +33,15 @@ def prepare_observations(
     Raises:
         ValueError, TypeError: see `StateSpaceModel.bootstrap`.
     """
-    if not isinstance(ys, jax.core.Tracer):
-        ys = np.asarray(ys)
-        _check_values(ys, one, block_ndim)
+    data = ys if isinstance(ys, Tracer) else np.asarray(ys)
+    if isinstance(data, np.ndarray):
+        _check_values(data, one, block_ndim)
+    return _prepare(data, one, block_ndim, example)
+
+
+def _prepare(
+    ys: Array | np.ndarray, one: jax.ShapeDtypeStruct, block_ndim: int, example: Callable[[], Array]
+) -> tuple[Array, Bool[Array, "..."] | None]:
     if ys.ndim == 0 or ys.shape[1:] != one.shape:
         raise ValueError(
             f"`ys` has shape {ys.shape}, but one observation has shape {one.shape}: pass `ys` of shape "
@@ -55,7 +62,7 @@ def _fill(values: Array, missing: Bool[Array, "..."], example: Callable[[], Arra
     first_there = jnp.argmin(missing, axis=0, keepdims=True)
     filler = jnp.take_along_axis(values, first_there, axis=0)
     absent = jnp.all(missing, axis=0, keepdims=True)
-    if isinstance(absent, jax.core.Tracer) or bool(jnp.any(absent)):
+    if isinstance(absent, Tracer) or bool(jnp.any(absent)):
         filler = jnp.where(absent, example().astype(values.dtype)[None], filler)
     return jnp.where(missing, filler, values)
 

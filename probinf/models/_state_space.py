@@ -97,12 +97,14 @@ class StateSpaceModel(eqx.Module):
         """
         layout = layout_of(self)
         observations, observed = prepare_observations(ys, layout.observation, layout.block_ndim, self._example)
-        return BootstrapModel(self, observations, observed, layout.own_generator)
+        # The type checker counts the abstract `num_steps` as an argument.
+        return BootstrapModel(self, observations, observed, layout.own_generator)  # pyright: ignore[reportCallIssue]
 
     def _example(self) -> Array:
         # Any point of the support of y_0 will do, so the key is immaterial.
         keys = jax.random.split(jax.random.key(0))
-        return self.observation(jnp.int32(0), jnp.asarray(self.initial().sample(keys[0]))).sample(keys[1])
+        x = jnp.asarray(self.initial().sample(keys[0]))
+        return jnp.asarray(self.observation(jnp.asarray(0, jnp.int32), x).sample(keys[1]))
 
 
 class BootstrapModel(FeynmanKac):
@@ -130,26 +132,29 @@ class BootstrapModel(FeynmanKac):
     def init(self, key: PRNGKey, *num_particles: int) -> Array:
         """Draws N states from `initial()`."""
         (n,) = num_particles
-        return jax.vmap(lambda k: self.model.initial().sample(k))(self._keys(key, n))
+        return jax.vmap(lambda k: _draw(self.model.initial(), k))(self._keys(key, n))
 
-    def mutate(self, key: PRNGKey, t: Array, x: Array) -> Array:
+    def mutate(self, key: PRNGKey, t: Array | int, x: Array) -> Array:
         """Draws the next state of each particle."""
-        return jax.vmap(lambda k, one: self.model.transition(t, one).sample(k))(self._keys(key, x.shape[0]), x)
+        time = jnp.asarray(t, jnp.int32)
+        return jax.vmap(lambda k, one: _draw(self.model.transition(time, one), k))(self._keys(key, x.shape[0]), x)
 
-    def log_potential(self, t: Array, x_prev: Array | None, x: Array) -> Float[Array, " n"]:
+    def log_potential(self, t: Array | int, x_prev: Array | None, x: Array) -> Float[Array, " n"]:
         """The log density of y_t at each particle; 0 where y_t is missing."""
         del x_prev
-        y = _at(self.observations, t)
-        observed = None if self.observed is None else _at(self.observed, t)
-        log_g = jax.vmap(lambda one: log_density(self.model.observation(t, one), y, observed))(x)
+        time = jnp.asarray(t, jnp.int32)
+        y = _at(self.observations, time)
+        observed = None if self.observed is None else _at(self.observed, time)
+        log_g = jax.vmap(lambda one: log_density(self.model.observation(time, one), y, observed))(x)
         if observed is not None and observed.ndim < y.ndim:
             # NumPyro calls a value that is NaN impossible; a vector missing in part must not pass for that.
             log_g = jnp.where(jnp.any(jnp.isnan(y)), jnp.nan, log_g)
         return log_g
 
-    def log_transition(self, t: Array, x_prev: Array, x: Array) -> Float[Array, " n"]:
+    def log_transition(self, t: Array | int, x_prev: Array, x: Array) -> Float[Array, " n"]:
         """The log density of each move from `x_prev` to `x`."""
-        return jax.vmap(lambda before, one: log_density(self.model.transition(t, before), one))(x_prev, x)
+        time = jnp.asarray(t, jnp.int32)
+        return jax.vmap(lambda before, one: log_density(self.model.transition(time, before), one))(x_prev, x)
 
     def _keys(self, key: PRNGKey, num_particles: int) -> Array:
         return particle_keys(key, num_particles) if self.own_generator else jax.random.split(key, num_particles)
@@ -238,26 +243,30 @@ def _abstract_draw(name: str, function: Callable, *args: Any) -> tuple[jax.Shape
     return shape, block_ndim, True
 
 
-def _at(leaf: Array, t: Array | int) -> Array:
-    return jax.lax.dynamic_index_in_dim(leaf, jnp.asarray(t), keepdims=False)
+def _draw(distribution: Distribution, key: PRNGKey) -> Array:
+    return jnp.asarray(distribution.sample(key))
+
+
+def _at(leaf: Array, t: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False)
 
 
 @eqx.filter_jit
 def _simulate(model: StateSpaceModel, key: PRNGKey, num_steps: int) -> tuple[Array, Array]:
     if num_steps == 0:
-        layout = layout_of(model)
-        return tuple(jnp.zeros((0, *leaf.shape), leaf.dtype) for leaf in (layout.state, layout.observation))
+        state, observation, *_ = layout_of(model)
+        return jnp.zeros((0, *state.shape), state.dtype), jnp.zeros((0, *observation.shape), observation.dtype)
     key_states, key_observations = jax.random.split(key)
     keys = jax.random.split(key_states, num_steps)
     times: Int[Array, " t"] = jnp.arange(num_steps, dtype=jnp.int32)
-    first = jnp.asarray(model.initial().sample(keys[0]))
+    first = _draw(model.initial(), keys[0])
 
     def move(x: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         t, k = at
-        x = jnp.asarray(model.transition(t, x).sample(k))
+        x = _draw(model.transition(t, x), k)
         return x, x
 
     _, rest = jax.lax.scan(move, first, (times[1:], keys[1:]))
     states = jnp.concatenate([first[None], rest])
-    draw = jax.vmap(lambda t, x, k: model.observation(t, x).sample(k))
+    draw = jax.vmap(lambda t, x, k: _draw(model.observation(t, x), k))
     return states, draw(times, states, jax.random.split(key_observations, num_steps))

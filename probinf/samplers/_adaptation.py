@@ -30,14 +30,14 @@ class DualAveraging(NamedTuple):
         log_step: [] the step size to use next.
         log_average: [] the weighted average, which is the result.
         error: [] running mean of target minus acceptance.
-        count: [] number of updates since the restart.
+        num: [] number of updates since the restart.
         centre: [] mu, the point that the search is pulled to.
     """
 
     log_step: Array
     log_average: Array
     error: Array
-    count: Array
+    num: Array
     centre: Array
 
 
@@ -50,7 +50,7 @@ def start_averaging(step_size: Float[Array, ""]) -> DualAveraging:
 def update_averaging(state: DualAveraging, acceptance: Float[Array, ""], target_accept: Array) -> DualAveraging:
     """One update with the acceptance rate of one step (NaN counts as 0); the step stays finite and positive."""
     acceptance = jnp.where(jnp.isnan(acceptance), 0, acceptance).astype(state.error.dtype)
-    count = state.count + 1
+    count = state.num + 1
     weight = 1 / (count + T0)
     error = (1 - weight) * state.error + weight * (target_accept.astype(acceptance.dtype) - acceptance)
     # Within these bounds a float32 step size is neither 0 nor infinite.
@@ -64,12 +64,12 @@ class Welford(NamedTuple):
     """Running moments of positions.
 
     Attributes:
-        count: [] number of positions.
+        num: [] number of positions.
         mean: [d].
         sum_squares: [d], or [d, d] for the full matrix: centred.
     """
 
-    count: Array
+    num: Array
     mean: Array
     sum_squares: Array
 
@@ -87,14 +87,14 @@ def update_welford(state: Welford, positions: Float[Array, "n d"], use: Bool[Arr
     kept = jnp.where(use[:, None], positions, 0)
     mean = tree_sum(kept) / divisor
     centred = jnp.where(use[:, None], positions - mean[None, :], 0)
-    total = jnp.maximum(state.count + number, 1)
+    total = jnp.maximum(state.num + number, 1)
     shift = mean - state.mean
     if state.sum_squares.ndim == 1:
         within, between = tree_sum(centred * centred), shift * shift
     else:
         within, between = centred.T @ centred, shift[:, None] * shift[None, :]
-    sum_squares = state.sum_squares + within + between * (state.count * number / total)
-    return Welford(state.count + number, state.mean + shift * (number / total), sum_squares)
+    sum_squares = state.sum_squares + within + between * (state.num * number / total)
+    return Welford(state.num + number, state.mean + shift * (number / total), sum_squares)
 
 
 def tree_sum(values: Float[Array, "n ..."]) -> Float[Array, "..."]:
@@ -110,8 +110,8 @@ def tree_sum(values: Float[Array, "n ..."]) -> Float[Array, "..."]:
 
 
 def regularised_factor(state: Welford, fallback: Factor) -> Factor:
-    """The factor of $n/(n+5)\\,S + 10^{-3}\\,5/(n+5)\\,I$; `fallback` where that is not finite or n < 2."""
-    n = state.count
+    r"""The factor of $n/(n+5)\,S + 10^{-3}\,5/(n+5)\,I$; `fallback` where that is not finite or n < 2."""
+    n = state.num
     sample = state.sum_squares / jnp.maximum(n - 1, 1)
     shrunk = sample * (n / (n + 5))
     floor = 5e-3 / (n + 5)
@@ -168,4 +168,3 @@ def stan_windows(num_steps: int) -> Windows:
     padded = [end - 1 for end in ends] + [-1] * (MAX_WINDOWS - len(ends))
     stop = ends[-1] if ends else start
     return Windows(*(jnp.asarray(x, jnp.int32) for x in (start, stop, padded)))
-

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 Factor = Float[Array, " d"] | Float[Array, "d d"]
@@ -16,7 +17,7 @@ Factor = Float[Array, " d"] | Float[Array, "d d"]
 
 def is_concrete(value: Any) -> bool:
     """Whether a value can be looked at on the host, so that bad ones can raise."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def require_positive(name: str, value: Any) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from probinf.core import as_rows, by_platform, cumulative_sum, exclusive, view_shape
+from probinf.core import cumulate, exclusive, from_columns, to_columns, view_shape
 
 
 class FixedPoint(NamedTuple):
@@ -26,93 +26,86 @@ class FixedPoint(NamedTuple):
 
 def fraction_bits(count: int, dtype: Any) -> int:
     """Bits of the fractional part: as many as sums over `count` items leave room for, at most the mantissa's."""
-    rows, _ = view_shape(count)
+    _, rows = view_shape(count)
     wide = jnp.finfo(dtype).bits == 64
     return min((63 if wide else 31) - (rows - 1).bit_length(), 52 if wide else 23)
 
 
-def _settle(whole: Array, part: Array, bits: int) -> FixedPoint:
-    """Moves the whole units of `part` (which may be negative or large) into `whole`."""
-    return FixedPoint(whole + (part >> bits), part & ((1 << bits) - 1))
-
-
-def cumulative_offspring(
-    weights: Float[Array, " n"], num_offspring: int, read: Callable[[FixedPoint], Any] = lambda number: number
-) -> Any:
+def cumulative_offspring(weights: Float[Array, " n"], num_offspring: int) -> FixedPoint:
     """Cumulative expected offspring numbers, inclusive, the last exactly `num_offspring`.
 
     Args:
         weights: unnormalised weights >= 0; negative, NaN and infinite ones count as zero.
         num_offspring: their total.
-        read: elementwise function of the numbers (applied inside the one pass that makes them).
 
     Returns:
-        `read` of the [n] numbers, by default the numbers; they are zero when every weight is zero.
+        [n] numbers; zero when every weight is zero.
     """
-    count = weights.shape[0]
-    bits = fraction_bits(count, weights.dtype)
+    numbers = offspring_columns(weights, num_offspring, lambda number: number)
+    return jax.tree.map(lambda leaf: from_columns(leaf, weights.shape[0]), numbers)
+
+
+def offspring_columns(weights: Float[Array, " n"], num_offspring: int, read: Callable[[FixedPoint], Any]) -> Any:
+    """An elementwise function of the cumulative offspring numbers, leaves [columns, rows] (see `to_columns`).
+
+    Padding has the number of the last particle.
+    """
+    bits = fraction_bits(weights.shape[0], weights.dtype)
     integer = jnp.int64 if jnp.finfo(weights.dtype).bits == 64 else jnp.int32
     one = 1 << bits
     weights = jnp.where((weights > 0) & (weights < jnp.inf), weights, 0)
     total = jnp.sum(weights)
-    expected = as_rows(weights * (num_offspring / jnp.where(total > 0, total, 1)))
+    expected = to_columns(weights * (num_offspring / jnp.where(total > 0, total, 1)))
+
+    def settle(whole: Array, part: Array) -> FixedPoint:
+        return FixedPoint(whole + (part >> bits), part & (one - 1))
 
     def quantise(values: Array) -> FixedPoint:
         floor = jnp.floor(values)
         return FixedPoint(floor.astype(integer), ((values - floor) * one + 0.5).astype(integer))
 
     cells = quantise(expected)
-    rows = _settle(jnp.sum(cells.whole, 1, dtype=integer), jnp.sum(cells.part, 1, dtype=integer), bits)
-    before = _settle(exclusive(rows.whole), exclusive(rows.part), bits)
-    last = _settle(before.whole[-1] + rows.whole[-1], before.part[-1] + rows.part[-1], bits)
+    blocks = settle(jnp.sum(cells.whole, 0, dtype=integer), jnp.sum(cells.part, 0, dtype=integer))
+    before = settle(exclusive(blocks.whole), exclusive(blocks.part))
+    last = settle(before.whole[-1] + blocks.whole[-1], before.part[-1] + blocks.part[-1])
 
-    # The last number is off by the rounding of `total`: spread that evenly, C -> C - C (C_n - M) / C_n.
     def size(number: FixedPoint) -> Array:
         return number.whole.astype(weights.dtype) + number.part.astype(weights.dtype) / one
 
+    # The last number is off by the rounding of `total`: spread that evenly, C -> C - C (C_n - M) / C_n.
     excess = (last.whole - num_offspring).astype(weights.dtype) * one + last.part.astype(weights.dtype)
     slope = excess / jnp.where(total > 0, size(last), 1)
 
-    def corrected(number: FixedPoint) -> FixedPoint:
+    def corrected(number: FixedPoint) -> Any:
         shift = jnp.floor(size(number) * slope + 0.5).astype(integer)
-        whole, part = _settle(number.whole, number.part - shift, bits)
+        whole, part = settle(number.whole, number.part - shift)
         ended = (number.whole == last.whole) & (number.part == last.part) & (total > 0)
         whole = jnp.where(ended, num_offspring, jnp.clip(whole, 0, num_offspring))
-        return FixedPoint(whole, jnp.where(ended, 0, part))
+        return read(FixedPoint(whole, jnp.where(ended, 0, part)))
 
-    def by_columns(expected: Array) -> Any:
-        def step(carry: FixedPoint, column: Array) -> tuple[FixedPoint, Any]:
-            more = quantise(column)
-            carry = _settle(carry.whole + more.whole, carry.part + more.part, bits)
-            return carry, read(corrected(carry))
+    def add(a: FixedPoint, b: FixedPoint) -> FixedPoint:
+        return settle(a.whole + b.whole, a.part + b.part)
 
-        _, readings = jax.lax.scan(step, before, expected.T)
-        return jax.tree.map(lambda leaf: leaf.T.reshape(-1)[:count], readings)
-
-    def by_cumsum(expected: Array) -> Any:
-        more = quantise(expected)
-        numbers = _settle(
-            before.whole[:, None] + jnp.cumsum(more.whole, 1, dtype=integer),
-            before.part[:, None] + jnp.cumsum(more.part, 1, dtype=integer),
-            bits,
-        )
-        return jax.tree.map(lambda leaf: leaf.reshape(-1)[:count], read(corrected(numbers)))
-
-    return by_platform(expected, cpu=by_columns, default=by_cumsum)
+    return cumulate(before, cells, add, corrected)
 
 
-def ancestors_from_ends(ends: Int[Array, " n"], num_offspring: int) -> Int[Array, " m"]:
+def ancestors_from_ends(ends: Int[Array, "..."], num_particles: int, num_offspring: int) -> Int[Array, " m"]:
     """The ancestor of each offspring slot, given the slot at which each particle's offspring end.
 
     Args:
-        ends: nondecreasing, the last `num_offspring`; all zero gives each slot itself (nothing to copy).
-        num_offspring: number of slots.
+        ends: in any order and shape; ends equal to `num_offspring` may be missing or repeated.
+        num_particles: number of particles.
+        num_offspring: number of slots. If no end is positive each slot gets itself (nothing to copy).
 
     Returns:
-        Nondecreasing int32 indices in [0, n).
+        Nondecreasing int32 indices in [0, num_particles).
     """
-    marks = jnp.zeros(num_offspring + 1, jnp.int32)
-    marks = marks.at[ends].add(1, mode="promise_in_bounds", indices_are_sorted=True)
-    ancestors = cumulative_sum(marks[:num_offspring])
-    identity = jnp.arange(num_offspring, dtype=jnp.int32) % ends.shape[0]
-    return jnp.where(ends[-1] > 0, ancestors, identity)
+    # Marks are counted straight into the column view of the slots, which saves a transposition.
+    columns, rows = view_shape(num_offspring + 1)
+    places = (ends & (columns - 1)) * rows + (ends >> (columns.bit_length() - 1))
+    marks = jnp.zeros(columns * rows, jnp.int32).at[places.reshape(-1)].add(1, mode="promise_in_bounds")
+    marks = marks.reshape(columns, rows)
+    start = exclusive(jnp.sum(marks, axis=0, dtype=jnp.int32))
+    ancestors = from_columns(cumulate(start, marks, jnp.add), num_offspring)
+    identity = jnp.arange(num_offspring, dtype=jnp.int32) % num_particles
+    return jnp.where(jnp.any(ends > 0), ancestors, identity)

@@ -2,8 +2,8 @@ r"""`hmc`: Hamiltonian Monte Carlo, the instance $\Phi = \text{flip} \circ \text
 
 With the inverse mass matrix $M^{-1} = LL^\top$ and the momentum $p = L^{-\top} z$, $z \sim N(0, I)$, everything is
 written in z, whose law does not depend on L: $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$,
-$x \mathrel{+}= \epsilon L z$, $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$ with $g = \nabla\log\pi$; each part shears, so
-the determinant is 1. Duane et al. (1987); Neal (2011).
+$x \mathrel{+}= \epsilon L z$, $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$ with $g = \nabla\log\pi$; each part
+shears, so the determinant is 1. Duane et al. (1987); Neal (2011).
 """
 
 from typing import Any, NamedTuple

@@ -154,7 +154,9 @@ class MHG(eqx.Module):
         invalid = jnp.isnan(numerator) | jnp.isnan(log_q)
         # A NaN density counts as zero, and from probability zero any possible state is accepted.
         impossible_now = jnp.isnan(before) | (before == -jnp.inf)
-        log_ratio = jnp.where(invalid | (numerator == -jnp.inf), -jnp.inf, jnp.where(impossible_now, jnp.inf, log_ratio))
+        log_ratio = jnp.where(
+            invalid | (numerator == -jnp.inf), -jnp.inf, jnp.where(impossible_now, jnp.inf, log_ratio)
+        )
 
         # The flags are set from the proposal as it is, before anything is repaired.
         divergent = invalid | (-log_ratio > self.max_energy_error)
@@ -263,4 +265,3 @@ def _differs(expected: Any, found: Any) -> Bool[Array, ""]:
 
     pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True)
     return jnp.any(jnp.stack([leaf_differs(a, b) for a, b in pairs]))
-

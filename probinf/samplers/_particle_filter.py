@@ -187,16 +187,21 @@ def _filter(
         resample(scheme, when=when, gather=model.gather),
         extend(model),
     )
-    loop = iterate(step, over=jnp.arange(1, max(model.num_steps, 1)), record=lambda population, info: info)
-    population, (_, reports, resampling, weighting) = loop(loop_key, population)
+
+    def record(population: Population, info: tuple) -> tuple:
+        _, report, resampling, weighting = info
+        return report, resampling.resampled, resampling.ancestors if summary.options.history else None, weighting
+
+    loop = iterate(step, over=jnp.arange(1, max(model.num_steps, 1)), record=record)
+    population, (reports, resampled, ancestors, weighting) = loop(loop_key, population)
     # A step observes the population that it starts from (sharing one exponential pass with its resampling).
     reports = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), reports, summary(population))
-    resampled = jnp.concatenate([jnp.zeros(1, bool), resampling.resampled])
+    resampled = jnp.concatenate([jnp.zeros(1, bool), resampled])
     if model.num_steps == 0:
         reports, resampled = jax.tree.map(lambda leaf: leaf[:0], (reports, resampled))
     history = None
     if reports["history"] is not None:
-        history = History(*reports["history"], resampling.ancestors)
+        history = History(*reports["history"], ancestors)
     bad = reports["status"] != 0
     return FilterResult(
         log_evidence=population.log_evidence,

@@ -21,7 +21,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from probinf.core import PRNGKey, choose, cumulative_sum
-from probinf.samplers._fixed_point import FixedPoint, ancestors_from_ends, cumulative_offspring, fraction_bits
+from probinf.samplers._fixed_point import (
+    FixedPoint,
+    ancestors_from_ends,
+    cumulative_offspring,
+    fraction_bits,
+    offspring_columns,
+)
 
 Weights = Float[Array, " n"]
 Ancestors = Int[Array, " n"]
@@ -87,7 +93,7 @@ def positions_to_ancestors(weights: Weights, uniforms: Float[Array, "..."]) -> A
             offset = offset.at[number.whole].get(mode="clip")
         return jnp.minimum(number.whole + (offset < number.part).astype(number.whole.dtype), count)
 
-    return ancestors_from_ends(cumulative_offspring(weights, count, end), count)
+    return ancestors_from_ends(offspring_columns(weights, count, end), count, count)
 
 
 def _pinned_position(key: PRNGKey, weights: Weights, index: int | Array) -> tuple[Int[Array, ""], Float[Array, ""]]:
@@ -192,7 +198,7 @@ class Residual(AbstractScheme):
         if pinned:
             key, pin_key = jax.random.split(key)
         is_copy = jnp.arange(count, dtype=jnp.int32) < ends[-1]
-        ancestors = jnp.where(is_copy, ancestors_from_ends(ends, count), _independent(key, rest))
+        ancestors = jnp.where(is_copy, ancestors_from_ends(ends, count, count), _independent(key, rest))
         if not pinned:
             return ancestors
         # The pinned slot is a copy of particle 0 (they come first), or a remaining slot, which then moves to slot 0.
@@ -253,7 +259,7 @@ class SSP(AbstractScheme):
         uniforms = jax.random.uniform(key, weights.shape, weights.dtype)
         up = ssp_rounding(part, uniforms, 1 << bits, turn, whole[0] if pinned else None)
         ends = cumulative_sum((whole + up).astype(jnp.int32))
-        ancestors = ancestors_from_ends(ends, count)
+        ancestors = ancestors_from_ends(ends, count, count)
         return _pin(ancestors) if pinned else ancestors
 
     def law(self, weights: Weights, pinned: bool) -> tuple[Int[Array, "m n"], Float[Array, " m"]]:

@@ -48,23 +48,25 @@ class SampleStep(eqx.Module):
 
     def __call__(self, key: PRNGKey, index: Int[Array, ""], state: SampleState) -> tuple[SampleState, dict[str, Any]]:
         """The next state, and `{"samples": constrained positions, "info": dict}`."""
-        keys = jax.random.split(key, (state.num_divergent.shape[0], self.thin))
-        chains, info = jax.vmap(self._transitions)(keys, state.chains)
+        chains, info = self._transitions(key, state.chains)
         # Counted here and not from the records, which are not kept in a run with `collect=False`.
         divergent = (info["status"] & jnp.uint32(int(Status.DIVERGENT))) != 0
         first = jnp.where(divergent & (state.first_divergent < 0), index, state.first_divergent)
         record = {"samples": jax.vmap(self.target.constrain)(chains.position), "info": info}
         return SampleState(chains, state.num_divergent + divergent.astype(jnp.int32), first), record
 
-    def _transitions(self, keys: PRNGKey, chain: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        def one(chain: PyTree, key: PRNGKey) -> tuple[PyTree, dict[str, Array]]:
-            chain, info = self.kernel.step(key, self.target, chain)
-            return chain, info._asdict()
+    def _transitions(self, key: PRNGKey, chains: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        num_chains = chains.status.shape[0]
+
+        def one(chains: PyTree, key: PRNGKey) -> tuple[PyTree, dict[str, Array]]:
+            keys = jax.random.split(key, num_chains)
+            chains, info = jax.vmap(self.kernel.step, (0, None, 0))(keys, self.target, chains)
+            return chains, info._asdict()
 
         if self.thin == 1:
-            return one(chain, keys[0])
-        chain, infos = jax.lax.scan(one, chain, keys)
-        return chain, {name: _thinned(name, values) for name, values in infos.items()}
+            return one(chains, key)
+        chains, infos = jax.lax.scan(one, chains, jax.random.split(key, self.thin))
+        return chains, {name: _thinned(name, values) for name, values in infos.items()}
 
 
 def _thinned(name: str, values: Array) -> Array:
@@ -215,7 +217,7 @@ def _check_counts(**counts: int) -> None:
 
 
 def _typed(key: PRNGKey) -> PRNGKey:
-    return key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
 def _warm_up(

@@ -2,7 +2,7 @@ r"""`warmup`: tunes the step size and the matrix of a kernel, as Stan does, but 
 
 All chains share one step size and one matrix: the acceptance rate fed to dual averaging is the mean over the chains
 that are healthy (no fatal status), and the moments are of the positions of all of them. So 64 chains learn a matrix in
-a sixty-fourth of the steps, and a chain that is stuck at NaN disturbs no other. Formulas: `probinf.samplers._adaptation`.
+a sixty-fourth of the steps, and a chain that is stuck at NaN disturbs no other. Formulas: `_adaptation`.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -31,7 +31,6 @@ from probinf.samplers._adaptation import (
     update_averaging,
     update_welford,
 )
-from probinf.samplers._factor import Factor
 from probinf.samplers._initial import initial_states
 
 MAX_DOUBLINGS = 100

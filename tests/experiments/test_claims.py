@@ -5,6 +5,7 @@ agree on a wrong value.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ class TestCorrectness:
 
     def test_compare_is_the_textbook_t_statistic(self):
         values = replicates()
-        expected = scipy.stats.ttest_1samp(values, np.zeros(5)).statistic
+        theirs: Any = scipy.stats.ttest_1samp(values, np.zeros(5))
+        expected = theirs.statistic
         found = compare(values, np.zeros(5))
         np.testing.assert_allclose(found.z, expected, rtol=1e-12)
         assert found.worst == pytest.approx(np.abs(expected).max())

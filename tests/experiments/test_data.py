@@ -1,5 +1,7 @@
 """The shipped data are the published ones."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_nile_is_the_published_series():
 def test_diabetes_is_the_data_of_scikit_learn():
     from sklearn.datasets import load_diabetes
 
-    theirs = load_diabetes(scaled=False)
+    theirs: Any = load_diabetes(scaled=False)
     ours = load("diabetes")
     assert ours.columns == (*theirs.feature_names, "progression")
     np.testing.assert_array_equal(ours.values[:, :-1], theirs.data)

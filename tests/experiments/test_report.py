@@ -28,7 +28,7 @@ class Checker(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
-            if name in {"src", "href", "xlink:href", "data", "srcset"} and not value.startswith("#"):
+            if name in {"src", "href", "xlink:href", "data", "srcset"} and not (value or "").startswith("#"):
                 self.asked.append(value)
             if name == "id":
                 self.ids.append(value)

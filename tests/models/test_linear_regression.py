@@ -4,6 +4,8 @@ Planted bugs, each seen to miss the oracle: the evidence without the prior's det
 the prior mean ignored.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,10 @@ from probinf.models import conjugate_regression, known_noise_regression
 
 PRIOR_MEAN = np.array([0.3, -0.2, 1.0])
 PRIOR_COV = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]])
+
+
+def gaussian(mean, cov) -> Any:
+    return scipy.stats.multivariate_normal(mean, cov)
 
 
 def data(num_rows=12, seed=3):
@@ -43,7 +49,7 @@ def test_evidence_and_moments_by_quadrature(x64):
     # Given the noise variance the targets are jointly Gaussian; what is left is one integral over that variance.
     features, targets = data()
     dense = np.eye(len(targets)) + features @ PRIOR_COV @ features.T
-    law = scipy.stats.multivariate_normal(np.zeros(len(targets)), dense)
+    law = gaussian(np.zeros(len(targets)), dense)
     residual = targets - features @ PRIOR_MEAN
 
     def joint(log_variance, power=0):
@@ -69,7 +75,7 @@ def test_known_noise_equals_dense_gaussian_algebra(x64):
     features, targets = data()
     out = known_noise_regression(features, targets, noise_sd=0.7, prior_mean=PRIOR_MEAN, prior_cov=PRIOR_COV)
     cov = 0.49 * np.eye(len(targets)) + features @ PRIOR_COV @ features.T
-    exact = scipy.stats.multivariate_normal(features @ PRIOR_MEAN, cov).logpdf(targets)
+    exact = gaussian(features @ PRIOR_MEAN, cov).logpdf(targets)
     np.testing.assert_allclose(out.log_evidence, exact, rtol=1e-12)
     gain = PRIOR_COV @ features.T @ np.linalg.inv(cov)
     np.testing.assert_allclose(out.mean, PRIOR_MEAN + gain @ (targets - features @ PRIOR_MEAN), rtol=1e-10)
@@ -81,7 +87,7 @@ def test_planted_bugs_are_caught(x64):
     # The oracle: at unit noise variance the evidence is that of dense algebra, which each bug must miss.
     features, targets = data()
     cov = np.eye(len(targets)) + features @ PRIOR_COV @ features.T
-    exact = scipy.stats.multivariate_normal(features @ PRIOR_MEAN, cov).logpdf(targets)
+    exact = gaussian(features @ PRIOR_MEAN, cov).logpdf(targets)
     good = known_noise_regression(features, targets, noise_sd=1.0, prior_mean=PRIOR_MEAN, prior_cov=PRIOR_COV)
     np.testing.assert_allclose(good.log_evidence, exact, rtol=1e-12)
     step = np.asarray(good.mean) - PRIOR_MEAN

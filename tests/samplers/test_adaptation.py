@@ -92,7 +92,7 @@ def test_welford_matches_numpy_and_skips_failed_chains(dense: bool) -> None:
     kept = batches[use].astype(np.float64)
     covariance = np.cov(kept.T)
     expected = covariance if dense else np.diagonal(covariance)
-    assert int(state.count) == len(kept)
+    assert int(state.num) == len(kept)
     np.testing.assert_allclose(state.mean, kept.mean(0), rtol=1e-5)
     np.testing.assert_allclose(state.sum_squares / (len(kept) - 1), expected, rtol=1e-4, atol=1e-4)
     n = len(kept)

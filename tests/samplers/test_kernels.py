@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.scipy.special import gammainc
 
 from probinf.core._kernel import point_log_density
@@ -63,6 +64,9 @@ ALL_KERNELS = {
     "scaling": lambda: mhg(ScalarNormal(), Scaling(), check=True),
 }
 with_every_kernel = pytest.mark.parametrize("name", ALL_KERNELS)
+# Where the matrix of the kernel cannot matter: one kernel of each kind.
+KINDS = ("random_walk", "hmc", "scaling")
+with_every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def log_gamma(position: Any) -> Any:
@@ -141,7 +145,7 @@ def _plant_missing_half_step(patch: pytest.MonkeyPatch) -> Any:
 
     def broken(self: Any, target: Target, state: Any, v: Any) -> Any:
         new, back, log_det = leapfrog(self, target, state, v)
-        gradient, _ = jax.flatten_util.ravel_pytree(_hmc.point_gradient(target, new.point))
+        gradient, _ = ravel_pytree(_hmc.point_gradient(target, new.point))
         return new, _hmc.Momentum(back.z + 0.5 * self.step_size * gradient, back.num_steps), log_det
 
     patch.setattr(_hmc.Leapfrog, "__call__", broken)
@@ -185,7 +189,7 @@ def position_at(x: float, dtype: Any = jnp.float32) -> dict[str, Any]:
     return {"a": jnp.asarray(x, dtype), "b": jnp.asarray([0.3, -0.2], dtype)}
 
 
-@with_every_kernel
+@with_every_kind
 @pytest.mark.parametrize("kind", ["nan", "inf", "-inf"])
 def test_start_without_finite_density_is_flagged_before_the_first_step(name: str, kind: str, key: Any) -> None:
     kernel, target = ALL_KERNELS[name](), edge_target(kind)
@@ -204,7 +208,7 @@ def test_start_with_nan_gradient_is_flagged(name: str, key: Any) -> None:
     assert int(ALL_KERNELS[name]().init(key, target, position_at(0.0)).status) == int(Status.NONFINITE_INIT)
 
 
-@with_every_kernel
+@with_every_kind
 def test_nan_region_is_never_entered_and_flagged(name: str, key: Any) -> None:
     target = edge_target("nan")
     positions = jax.tree.map(lambda a: jnp.broadcast_to(a, (50, *a.shape)), position_at(0.9))
@@ -215,7 +219,7 @@ def test_nan_region_is_never_entered_and_flagged(name: str, key: Any) -> None:
     assert not bool(jnp.any(is_fatal(states.status)))
 
 
-@with_every_kernel
+@with_every_kind
 def test_infinite_density_freezes_the_chain_at_its_last_good_state(name: str, key: Any) -> None:
     target, kernel = edge_target("inf"), ALL_KERNELS[name]()
     positions = jax.tree.map(lambda a: jnp.broadcast_to(a, (50, *a.shape)), position_at(0.9))
@@ -232,7 +236,7 @@ def test_infinite_density_freezes_the_chain_at_its_last_good_state(name: str, ke
     assert not np.asarray(info.status)[frozen].any()
 
 
-@with_every_kernel
+@with_every_kind
 def test_a_state_of_density_zero_accepts_any_possible_proposal(name: str, key: Any) -> None:
     # As in tempering: a particle of likelihood zero has a finite density at temperature zero only.
     cold = edge_target("-inf")
@@ -248,7 +252,7 @@ def test_a_state_of_density_zero_accepts_any_possible_proposal(name: str, key: A
     assert all(float(i.acceptance_rate) in (0.0, 1.0) for _, i in results)
 
 
-@with_every_kernel
+@with_every_kind
 def test_statuses_and_draws_agree_in_eager_jit_vmap_and_scan(name: str) -> None:
     kernel, target = ALL_KERNELS[name](), edge_target("nan")
     starts = [position_at(0.5), position_at(2.0)]
@@ -256,7 +260,9 @@ def test_statuses_and_draws_agree_in_eager_jit_vmap_and_scan(name: str) -> None:
     def one(key: Any, position: Any) -> Any:
         return kernel.step(key, target, kernel.init(jax.random.key(1), target, position))
 
-    keys = lambda: jax.random.split(jax.random.key(3), 2)
+    def keys() -> Any:
+        return jax.random.split(jax.random.key(3), 2)
+
     eager = [one(k, x) for k, x in zip(keys(), starts, strict=True)]
     jitted = [jax.jit(one)(k, x) for k, x in zip(keys(), starts, strict=True)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *starts)
@@ -291,7 +297,7 @@ def test_cached_point_is_what_a_fresh_evaluation_gives(name: str, key: Any) -> N
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@with_every_kernel
+@with_every_kind
 def test_tempered_target_needs_no_new_state(name: str, key: Any) -> None:
     kernel = ALL_KERNELS[name]()
     state = kernel.init(key, SKEWED, position_at(0.1))

@@ -148,7 +148,9 @@ EXPONENTIAL = Target(lambda x: jnp.where(x > 0, -x, -jnp.inf))
 def mean_after(key: Any, kernel: Any, num: int = 20_000, steps: int = 8) -> tuple[float, float]:
     """Mean and its standard error under Exponential(1), from exact draws."""
     key_start, key_run = jax.random.split(key)
-    states = jax.vmap(lambda x: kernel.init(jax.random.key(0), EXPONENTIAL, x))(jax.random.exponential(key_start, (num,)))
+    states = jax.vmap(lambda x: kernel.init(jax.random.key(0), EXPONENTIAL, x))(
+        jax.random.exponential(key_start, (num,))
+    )
 
     def body(i: Any, states: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(key_run, i), num)
@@ -262,7 +264,9 @@ def test_birth_and_death_with_its_jacobian(key: Any) -> None:
 
         return phi
 
-    normal = lambda t: -0.5 * t * t - 0.5 * math.log(2 * math.pi)
+    def normal(t: Any) -> Any:
+        return -0.5 * t * t - 0.5 * math.log(2 * math.pi)
+
     target = Target(
         lambda p: jnp.where(p[0] == 1, math.log(0.3) + normal(p[1]), math.log(0.7) + normal(p[1]) + normal(p[2]))
     )

@@ -79,6 +79,7 @@ def test_scale_is_checked_when_static_and_flagged_when_traced(scale: float) -> N
 def test_covariance_is_checked() -> None:
     with pytest.raises(ValueError, match="`covariance` must be symmetric and positive definite"):
         random_walk(covariance=jnp.array([[1.0, 2.0], [2.0, 1.0]]))
+    kernel = random_walk(covariance=jnp.ones(3))
+    state = kernel.init(jax.random.key(0), FLAT, jnp.zeros(2))
     with pytest.raises(ValueError, match="positions of 3 numbers"):
-        kernel = random_walk(covariance=jnp.ones(3))
-        kernel.step(jax.random.key(0), FLAT, kernel.init(jax.random.key(0), FLAT, jnp.zeros(2)))
+        kernel.step(jax.random.key(0), FLAT, state)
