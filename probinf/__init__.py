@@ -1,6 +1,7 @@
 """probinf: composable inference building blocks in JAX."""
 
 from probinf import core as core
+from probinf.core import Draws as Draws
 from probinf.core import FeynmanKac as FeynmanKac
 from probinf.core import InferenceError as InferenceError
 from probinf.core import InferenceWarning as InferenceWarning

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from probinf.core._effects import cond, map_items, repeat
-from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
 from probinf.core._fast_key import fast_key
+from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
 from probinf.core._population import Population, weigh
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._types import PRNGKey
