@@ -51,6 +51,9 @@ from probinf.core._sums import to_columns as to_columns
 from probinf.core._sums import view_shape as view_shape
 from probinf.core._target import Target as Target
 from probinf.core._types import PRNGKey as PRNGKey
+from probinf.core._verbs import MoveInfo as MoveInfo
+from probinf.core._verbs import ResampleInfo as ResampleInfo
+from probinf.core._verbs import WeightInfo as WeightInfo
 from probinf.core._verbs import adapt as adapt
 from probinf.core._verbs import ess_below as ess_below
 from probinf.core._verbs import extend as extend

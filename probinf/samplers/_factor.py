@@ -66,8 +66,9 @@ def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d
         return vector
     factor = factor.astype(vector.dtype)
     # Not `factor @ vector`: XLA rounds a matrix product by the number of chains on a device, and draws would depend
-    # on how many devices there are.
-    return factor * vector if factor.ndim == 1 else jnp.sum(factor * vector[None, :], axis=1)
+    # on how many devices there are. Nor a sum over axis 1: with jaxlib 0.10.2 XLA miscompiles it on CPU for some
+    # batch sizes (3 x 3 at a batch of 11,000 .. 30,000; right again in 0.12).
+    return factor * vector if factor.ndim == 1 else jnp.sum(factor.T * vector[:, None], axis=0)
 
 
 def transposed_times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:

@@ -20,6 +20,7 @@ from probinf.core import (
     FeynmanKac,
     Population,
     PRNGKey,
+    ResampleInfo,
     compiled,
     ess_below,
     extend,
@@ -192,8 +193,13 @@ def _filter(
         _, report, resampling, weighting = info
         return report, resampling.resampled, resampling.ancestors if summary.options.history else None, weighting
 
-    loop = iterate(step, over=jnp.arange(1, max(model.num_steps, 1)), record=record)
-    population, (reports, resampled, ancestors, weighting) = loop(loop_key, population)
+    if model.num_steps > 1:
+        loop = iterate(step, over=jnp.arange(1, model.num_steps), record=record)
+        population, rows = loop(loop_key, population)
+    else:  # no later time whose data a step could look at
+        info = (None, summary(population), ResampleInfo(population.ess, jnp.array(False), population.eve), start)
+        rows = jax.tree.map(lambda leaf: leaf[None][:0], record(population, info))
+    reports, resampled, ancestors, weighting = rows
     # A step observes the population that it starts from (sharing one exponential pass with its resampling).
     reports = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), reports, summary(population))
     resampled = jnp.concatenate([jnp.zeros(1, bool), resampled])

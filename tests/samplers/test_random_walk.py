@@ -14,6 +14,7 @@ import pytest
 
 from probinf.core._status import Status
 from probinf.core._target import Target
+from probinf.samplers._factor import times, transposed_times
 from probinf.samplers._random_walk import random_walk
 
 FLAT = Target(lambda x: jnp.zeros(()) * jnp.sum(x))
@@ -83,3 +84,15 @@ def test_covariance_is_checked() -> None:
     state = kernel.init(jax.random.key(0), FLAT, jnp.zeros(2))
     with pytest.raises(ValueError, match="positions of 3 numbers"):
         kernel.step(jax.random.key(0), FLAT, state)
+
+
+@pytest.mark.parametrize("num", [3_000, 11_000, 30_000, 100_000])
+@pytest.mark.parametrize("dimension", [3, 5])
+def test_products_with_a_factor_are_right_for_every_batch_size(num: int, dimension: int, key: Any) -> None:
+    """A sum over the other axis is miscompiled by jaxlib 0.10.2 for some of these, silently."""
+    factor = np.linalg.cholesky(np.eye(dimension) + 0.3)
+    vectors = jax.random.normal(key, (num, dimension))
+    for function, matrix in ((times, factor), (transposed_times, factor.T)):
+        batched = jax.jit(jax.vmap(lambda f, v, function=function: v - 0.1 * function(f, v), (None, 0)))
+        exact = np.asarray(vectors, np.float64) @ (np.eye(dimension) - 0.1 * matrix).T
+        np.testing.assert_allclose(batched(jnp.asarray(factor, jnp.float32), vectors), exact, atol=1e-5)
