@@ -36,7 +36,7 @@ class Finite(pb.FeynmanKac):
         return jnp.log(self.transition[x_prev, x])
 
 
-def skewed_model(num_steps, *, path_dependent=True, dtype=np.float64):
+def skewed_model(num_steps, *, path_dependent=True, dtype: type = np.float64):
     """Two states, nothing symmetric."""
     initial = np.array([0.6, 0.4])
     transition = np.array([[0.8, 0.2], [0.35, 0.65]])
@@ -49,7 +49,8 @@ def skewed_model(num_steps, *, path_dependent=True, dtype=np.float64):
 
 def exact_evidence(model):
     """The forward algorithm in NumPy, independent of the package."""
-    initial, transition, potentials = (np.asarray(a, np.float64) for a in (model.initial, model.transition, model.potentials))
+    leaves = (model.initial, model.transition, model.potentials)
+    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
     if potentials.shape[0] == 0:
         return 1.0
     alpha = initial * potentials[0, 0]

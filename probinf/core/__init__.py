@@ -14,6 +14,7 @@ from probinf.core._effects import choose as choose
 from probinf.core._effects import compiled as compiled
 from probinf.core._effects import cond as cond
 from probinf.core._effects import enumerating as enumerating
+from probinf.core._effects import is_concrete as is_concrete
 from probinf.core._effects import map_items as map_items
 from probinf.core._effects import repeat as repeat
 from probinf.core._fast_key import fast_key as fast_key

@@ -18,7 +18,7 @@ from probinf.core._types import PRNGKey
 Transformer = Callable[..., tuple[Population, Any]]
 
 
-class sequence(eqx.Module):  # noqa: N801 - a verb
+class sequence(eqx.Module):
     """Does one transformer after the other, with the same step. `info` is the tuple of theirs."""
 
     parts: tuple[Transformer, ...]
@@ -69,7 +69,7 @@ def iterate(
     until: Callable[[Population], Bool[Array, ""]] | None = None,
     max_steps: int | None = None,
     record: Callable[[Population, Any], PyTree] = record_scalars,
-) -> "Iterate":
+) -> "Along | Until":
     """Repeats a transformer: over a schedule, or until a predicate holds.
 
     Step i uses the key `fold_in(key, i)`. With `over`, the body gets each slice of the schedule as its step, in
@@ -93,24 +93,23 @@ def iterate(
     """
     if (over is None) == (until is None):
         raise ValueError("`iterate` takes exactly one of `over` (a schedule) and `until` (a predicate)")
-    if until is not None and (max_steps is None or max_steps < 1):
-        raise ValueError(f"`iterate(until=)` needs `max_steps` >= 1, got {max_steps}: every loop is bounded")
-    if over is not None:
-        over = jax.tree.map(jnp.asarray, over)
-        lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(over)}
-        if len(lengths) != 1 or None in lengths:
-            raise ValueError(f"the leaves of `over` must share a leading axis; they have {lengths}")
-    return Iterate(body, over, until, record, max_steps)
+    if until is not None:
+        if max_steps is None or max_steps < 1:
+            raise ValueError(f"`iterate(until=)` needs `max_steps` >= 1, got {max_steps}: every loop is bounded")
+        return Until(body, until, record, max_steps)
+    over = jax.tree.map(jnp.asarray, over)
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(over)}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"the leaves of `over` must share a leading axis; they have {lengths}")
+    return Along(body, over, record)
 
 
-class Iterate(eqx.Module):
-    """See `iterate`."""
+class Along(eqx.Module):
+    """A transformer repeated along a schedule; see `iterate`."""
 
     body: Transformer
     over: PyTree
-    until: Callable[[Population], Bool[Array, ""]] | None
     record: Callable[[Population, Any], PyTree]
-    max_steps: int | None = eqx.field(static=True)
 
     @property
     def traceable(self) -> bool:
@@ -120,51 +119,66 @@ class Iterate(eqx.Module):
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, PyTree]:
         """Runs the loop; the outer `step` is not used."""
         del step
-        return self._along_schedule(key, population) if self.until is None else self._until_done(key, population)
-
-    def _along_schedule(self, key: PRNGKey, population: Population) -> tuple[Population, PyTree]:
         length = jax.tree.leaves(self.over)[0].shape[0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), jnp.arange(length))
         body = self.body
-        # Keys are derived for all steps at once: in the loop it would cost more than a small population's numbers.
-        in_parts = isinstance(body, sequence)
-        keys = jax.vmap(body.split)(keys) if isinstance(body, sequence) else keys
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), jnp.arange(length))
+        if isinstance(body, sequence):
+            # The keys of the parts are derived for all steps at once: in the loop that would cost as much as the
+            # numbers of a small population.
+            keys, apply = jax.vmap(body.split)(keys), body.apply
+        else:
+
+            def apply(keys: Array, population: Population, step: Any) -> tuple[Population, Any]:
+                return body(plain_key(keys), population, step)
 
         def one(population: Population, item: tuple[Array, PyTree]) -> tuple[Population, PyTree]:
-            keys, step = item
-            population, info = body.apply(keys, population, step) if in_parts else body(plain_key(keys), population, step)
+            population, info = apply(item[0], population, item[1])
             return population, self.record(population, info)
 
         return scan(one, population, (keys, self.over), length, traceable=self.traceable)
 
-    def _until_done(self, key: PRNGKey, population: Population) -> tuple[Population, PyTree]:
-        done = self.until
-        bound = self.max_steps
+
+class Until(eqx.Module):
+    """A transformer repeated until a predicate holds; see `iterate`."""
+
+    body: Transformer
+    until: Callable[[Population], Bool[Array, ""]]
+    record: Callable[[Population, Any], PyTree]
+    max_steps: int = eqx.field(static=True)
+
+    @property
+    def traceable(self) -> bool:
+        """Whether the body may run under `jit`."""
+        return is_traceable(self.body)
+
+    def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, PyTree]:
+        """Runs the loop; the outer `step` is not used."""
+        del step
 
         def one(step: Array, population: Population) -> tuple[Population, PyTree]:
             population, info = self.body(jax.random.fold_in(key, step), population, step)
             return population, self.record(population, info)
 
-        shapes = jax.eval_shape(one, jnp.zeros((), jnp.int32), population)[1]
-        buffer = jax.tree.map(lambda s: jnp.zeros((bound, *s.shape), s.dtype), shapes)
-
         def unfinished(carry: tuple) -> Array:
             step, population, _ = carry
-            return (step < bound) & ~done(population) & ~is_fatal(population.status)
+            return (step < self.max_steps) & ~self.until(population) & ~is_fatal(population.status)
 
         def advance(carry: tuple) -> tuple:
             step, population, buffer = carry
             population, row = one(step, population)
-            return step + 1, population, jax.tree.map(lambda b, r: b.at[step].set(r), buffer, row)
+            return step + 1, population, jax.tree.map(lambda rows, new: rows.at[step].set(new), buffer, row)
 
-        carry = (jnp.zeros((), jnp.int32), population, buffer)
+        start = jnp.zeros((), jnp.int32)
+        shapes = jax.eval_shape(one, start, population)[1]
+        buffer = jax.tree.map(lambda s: jnp.zeros((self.max_steps, *s.shape), s.dtype), shapes)
+        carry = (start, population, buffer)
         if self.traceable:
             carry = jax.lax.while_loop(unfinished, advance, carry)
         else:
             while bool(unfinished(carry)):
                 carry = advance(carry)
         steps, population, buffer = carry
-        undone = ~done(population) & (steps >= bound)
+        undone = ~self.until(population) & (steps >= self.max_steps)
         status = population.status | flag(Status.MAX_STEPS, undone)
         return eqx.tree_at(lambda p: p.status, population, status), (buffer, steps)
 

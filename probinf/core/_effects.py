@@ -2,9 +2,9 @@ r"""Random choices with a finite law, and the control flow that an enumerator ca
 
 `choose` is the one door for such choices. Normally it draws; inside `enumerating` it returns one given
 outcome and multiplies up its probability, so that `probinf.validity` can compute the exact law of a whole
-algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat` and `map_items`
-are `lax.cond`, `lax.scan`, `lax.fori_loop` and `vmap` outside an enumeration, and plain Python inside one, where a choice must
-not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
+algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat` and `map_items` are
+`lax.cond`, `lax.scan`, `lax.fori_loop` and `vmap` outside an enumeration, and plain Python inside one, where a
+choice must not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from probinf.core._types import PRNGKey
@@ -85,9 +86,7 @@ def cond(pred: Bool[Array, ""], true_fun: Callable, false_fun: Callable, *operan
     return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(*operands), false_fun(*operands))
 
 
-def scan(
-    body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: bool = True
-) -> tuple[PyTree, PyTree]:
+def scan(body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: bool = True) -> tuple[PyTree, PyTree]:
     """`lax.scan`; inside an enumeration, or if not traceable, a Python loop with the same results."""
     if traceable and _HANDLER.get() is None:
         return jax.lax.scan(body, carry, xs, length)
@@ -122,6 +121,11 @@ def map_items(function: Callable, *items: PyTree) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
+def is_concrete(value: Any) -> bool:
+    """Whether a value can be looked at on the host, so that a bad one can raise."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
 def compiled(function: Callable) -> Callable:
     """`equinox.filter_jit(function)`; inside an enumeration `function` itself, traced afresh."""
     jitted = eqx.filter_jit(function)
@@ -130,5 +134,4 @@ def compiled(function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         return jitted(*args, **kwargs) if _HANDLER.get() is None else function(*args, **kwargs)
 
-    call.jitted = jitted  # pyright: ignore[reportFunctionMemberAccess]
     return call

@@ -24,7 +24,7 @@ def fast_key(key: PRNGKey) -> PRNGKey:
     `plain_key(key)` to code of others.
     """
     plain = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and str(jax.random.key_impl(key)) == "threefry2x32"
-    if not plain or not jax.config.jax_threefry_partitionable:
+    if not plain or not jax.config.read("jax_threefry_partitionable"):
         return key
     return _rewrap(key, _GENERATOR)
 
@@ -61,8 +61,8 @@ def _random_bits(data: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...
     return (first ^ second).astype({8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}[bit_width])
 
 
-def _fold_in(data: UInt32[Array, "2"], number: Array) -> Array:
-    return jnp.stack(threefry((data[0], data[1]), (jnp.zeros((), jnp.uint32), number.astype(jnp.uint32))))
+def _fold_in(data: UInt32[Array, "2"], number: Any) -> Array:
+    return jnp.stack(threefry((data[0], data[1]), (jnp.zeros((), jnp.uint32), jnp.asarray(number, jnp.uint32))))
 
 
 def _seed(seed: Any) -> Array:
@@ -70,6 +70,12 @@ def _seed(seed: Any) -> Array:
 
 
 _GENERATOR = define_prng_impl(
-    key_shape=(2,), seed=_seed, split=_split, random_bits=_random_bits, fold_in=_fold_in, name="fast_threefry", tag="fst"
+    key_shape=(2,),
+    seed=_seed,
+    split=_split,
+    random_bits=_random_bits,
+    fold_in=_fold_in,
+    name="fast_threefry",
+    tag="fst",
 )
 _FAST_DTYPE = jax.random.key_dtype(_GENERATOR)

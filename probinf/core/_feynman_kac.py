@@ -23,14 +23,20 @@ class FeynmanKac(eqx.Module):
 
     Attributes:
         batch: whether the class is in batch form.
-        num_steps: number of time steps T >= 0, so that t = 0 .. T-1. A field or property of the subclass.
+        traceable: whether the methods may run under `jit`; if not, the verbs run in a host loop.
+        num_steps: number of time steps T >= 0, so that t = 0 .. T-1.
     """
 
     batch: ClassVar[bool] = False
-    num_steps: eqx.AbstractVar[int]
+    traceable: ClassVar[bool] = True
 
-    def init(self, key: PRNGKey, *num_particles: int) -> PyTree:
-        """Draws x_0 from M_0."""
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        self._absent("num_steps")
+
+    def init(self, key: PRNGKey, *args: Any, **kwargs: Any) -> PyTree:
+        """Draws x_0 from M_0: `init(key)`, in batch form `init(key, num_particles)`."""
         self._absent("init")
 
     def mutate(self, key: PRNGKey, t: int | Array, x: PyTree) -> PyTree:
@@ -38,7 +44,7 @@ class FeynmanKac(eqx.Module):
         self._absent("mutate")
 
     def log_potential(self, t: int | Array, x_prev: PyTree | None, x: PyTree) -> Array:
-        """log G_t; `x_prev` is None at t = 0."""
+        """Log G_t; `x_prev` is None at t = 0."""
         self._absent("log_potential")
 
     def log_transition(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
@@ -81,7 +87,7 @@ class Batched(eqx.Module):
         return map_items(lambda k, one: self.model.mutate(k, t, one), keys, x)
 
     def log_potential(self, t: int | Array, x_prev: PyTree | None, x: PyTree) -> Array:
-        """log G_t of N particles."""
+        """Log G_t of N particles."""
         if self.model.batch:
             return self.model.log_potential(t, x_prev, x)
         if x_prev is None:

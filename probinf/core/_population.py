@@ -11,7 +11,7 @@ from probinf.core._status import is_fatal
 
 
 class Population(eqx.Module):
-    r"""N weighted particles. Meaning: $e^{\mathrm{log\_scale}} \frac1N \sum_i e^{\mathrm{log\_weights}_i} \delta_{x_i}$.
+    r"""N weighted particles, log weights $l_i$, log scale $s$; meaning: $e^s \frac1N \sum_i e^{l_i} \delta_{x_i}$.
 
     Attributes:
         particles: pytree, leading axis N.

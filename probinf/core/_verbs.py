@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from probinf.core._effects import cond, map_items, repeat
+from probinf.core._effects import cond, is_concrete, map_items, repeat
 from probinf.core._fast_key import fast_key
 from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
 from probinf.core._population import Population, weigh
@@ -138,7 +138,9 @@ def absorb(population: Population, log_potential: Float[Array, " n"]) -> tuple[P
         )
     alive = population.log_weights > -jnp.inf
     bad = jnp.isnan(log_potential) & alive
-    log_weights = jnp.where(alive & ~bad, population.log_weights + log_potential.astype(population.log_weights.dtype), -jnp.inf)
+    log_weights = jnp.where(
+        alive & ~bad, population.log_weights + log_potential.astype(population.log_weights.dtype), -jnp.inf
+    )
     num_nan = jnp.sum(bad, dtype=jnp.int32)
     largest = jax.lax.stop_gradient(jnp.max(log_weights))
     status = (
@@ -164,7 +166,7 @@ def _freeze(status: Array, old: PyTree, new: PyTree) -> PyTree:
     return jax.tree.map(lambda before, after: jnp.where(fatal, before, after), old, new)
 
 
-class extend(eqx.Module):  # noqa: N801 - a verb: constructed where it is used, `extend(model)`
+class extend(eqx.Module):
     r"""Moves by $M_t$ and weights by $G_t(x_{t-1}, x_t)$; the step is t.
 
     Law: $E⟦\cdot⟧ : \mu \mapsto \int \mu(dx') M_t(x', dx) G_t(x', x)$.
@@ -183,7 +185,7 @@ class extend(eqx.Module):  # noqa: N801 - a verb: constructed where it is used, 
     @property
     def traceable(self) -> bool:
         """Whether it may run under `jit`."""
-        return getattr(self.model, "traceable", True)
+        return self.model.traceable
 
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, WeightInfo]:
         """Extends the population to time `step`."""
@@ -196,7 +198,7 @@ class extend(eqx.Module):  # noqa: N801 - a verb: constructed where it is used, 
         return _with(extended, particles=particles), info
 
 
-class propagate(eqx.Module):  # noqa: N801
+class propagate(eqx.Module):
     r"""Moves every particle by `kernel(key, step, x) -> x`. Law: $E⟦\cdot⟧ : \mu \mapsto \mu K$."""
 
     kernel: Callable[[PRNGKey, Any, PyTree], PyTree]
@@ -208,7 +210,7 @@ class propagate(eqx.Module):  # noqa: N801
         return _with(population, particles=_freeze(population.status, population.particles, particles)), None
 
 
-class reweight(eqx.Module):  # noqa: N801
+class reweight(eqx.Module):
     r"""Multiplies the weights by `exp(log_g(step, x))`. Law: exactly $\mu \mapsto g \cdot \mu$."""
 
     log_g: Callable[[Any, PyTree], Float[Array, ""]]
@@ -219,7 +221,7 @@ class reweight(eqx.Module):  # noqa: N801
         return absorb(population, jax.vmap(lambda x: self.log_g(step, x))(population.particles))
 
 
-class ess_below(eqx.Module):  # noqa: N801
+class ess_below(eqx.Module):
     """The predicate ESS < fraction * N, for `resample(when=)`.
 
     Raises:
@@ -234,12 +236,12 @@ class ess_below(eqx.Module):  # noqa: N801
 
 
 def _as_fraction(value: Any, name: str) -> Array:
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) <= 1:
+    if is_concrete(value) and not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` is {value}; needed a number in [0, 1]")
     return jnp.asarray(value, jnp.zeros(()).dtype)
 
 
-class resample(eqx.Module):  # noqa: N801
+class resample(eqx.Module):
     r"""Copies particles in proportion to their weights and banks the evidence. Law: $E⟦\cdot⟧ : \mu \mapsto \mu$.
 
     With a look-ahead $\psi > 0$ it draws by $W\psi$, banks $mean(w\psi)$ and leaves weights $1/\psi$ (Pitt,
@@ -305,7 +307,7 @@ def unwrap_key(key: PRNGKey) -> tuple[Array, Callable[[Array], PRNGKey]]:
     return jax.random.key_data(key), lambda bits: jax.random.wrap_key_data(bits, impl=implementation)
 
 
-class move(eqx.Module):  # noqa: N801
+class move(eqx.Module):
     r"""Moves every particle by MCMC steps. Law: $\mu \mapsto \mu$ when $\mu \propto$ target, for invariant kernels.
 
     Args:
@@ -345,7 +347,7 @@ def _resolve(value: Any, step: Any, population: Population, *, of: str) -> Any:
     return value if hasattr(value, of) or not callable(value) else value(step, population)
 
 
-class adapt(eqx.Module):  # noqa: N801
+class adapt(eqx.Module):
     """Sets `context` to `f(step, population)` and changes nothing else. Law: the identity."""
 
     f: Callable[[Any, Population], PyTree]
@@ -360,7 +362,7 @@ def _with_auto_axes(mesh: Mesh | None) -> Mesh | None:
     return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
 
-class place(eqx.Module):  # noqa: N801
+class place(eqx.Module):
     """Spreads the particles over the first axis of a mesh, and keeps weights whole on every device.
 
     Law: the identity. With weights whole, resampling is the same computation for any number of devices.
@@ -386,7 +388,7 @@ class place(eqx.Module):  # noqa: N801
         ), None
 
 
-class observe(eqx.Module):  # noqa: N801
+class observe(eqx.Module):
     """Reports `f(population)` as its info and changes nothing. Law: the identity."""
 
     f: Callable[[Population], PyTree]

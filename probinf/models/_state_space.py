@@ -98,7 +98,7 @@ class StateSpaceModel(eqx.Module):
         layout = layout_of(self)
         observations, observed = prepare_observations(ys, layout.observation, layout.block_ndim, self._example)
         # The type checker counts the abstract `num_steps` as an argument.
-        return BootstrapModel(self, observations, observed, layout.own_generator)  # pyright: ignore[reportCallIssue]
+        return BootstrapModel(self, observations, observed, layout.own_generator)
 
     def _example(self) -> Array:
         # Any point of the support of y_0 will do, so the key is immaterial.
@@ -125,7 +125,7 @@ class BootstrapModel(FeynmanKac):
     own_generator: bool = eqx.field(static=True)
 
     @property
-    def num_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def num_steps(self) -> int:
         """T."""
         return self.observations.shape[0]
 

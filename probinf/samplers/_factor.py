@@ -6,18 +6,13 @@ one product, and nothing is decomposed while sampling.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from probinf.core import is_concrete
+
 Factor = Float[Array, " d"] | Float[Array, "d d"]
-
-
-def is_concrete(value: Any) -> bool:
-    """Whether a value can be looked at on the host, so that bad ones can raise."""
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def require_positive(name: str, value: Any) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from probinf.core._effects import is_concrete
 from probinf.core._kernel import Point, evaluate, point_gradient
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
@@ -22,7 +23,6 @@ from probinf.samplers._factor import (
     Factor,
     check_dimension,
     factor_of,
-    is_concrete,
     require_positive,
     times,
     transposed_times,

@@ -24,6 +24,7 @@ from probinf.core import (
     compiled,
     ess_below,
     extend,
+    is_concrete,
     is_traceable,
     iterate,
     observe,
@@ -87,7 +88,7 @@ def particle_filter(
     summary = _Summary(levels, record, _Options(num_particles, history, mesh, levels.shape[0] > 0))
     run = _run if is_traceable(extend(model)) else _replicated
     result = run(key, model, scheme, ess_below(ess_threshold), summary, num_replicates)
-    if throw and not isinstance(result.status, jax.core.Tracer):
+    if throw and is_concrete(result.status):
         result.check()
     return result
 
@@ -197,7 +198,8 @@ def _filter(
         loop = iterate(step, over=jnp.arange(1, model.num_steps), record=record)
         population, rows = loop(loop_key, population)
     else:  # no later time whose data a step could look at
-        info = (None, summary(population), ResampleInfo(population.ess, jnp.array(False), population.eve), start)
+        unmoved = ResampleInfo(population.ess, jnp.zeros((), bool), population.eve)
+        info = (None, summary(population), unmoved, start)
         rows = jax.tree.map(lambda leaf: leaf[None][:0], record(population, info))
     reports, resampled, ancestors, weighting = rows
     # A step observes the population that it starts from (sharing one exponential pass with its resampling).
@@ -207,7 +209,8 @@ def _filter(
         reports, resampled = jax.tree.map(lambda leaf: leaf[:0], (reports, resampled))
     history = None
     if reports["history"] is not None:
-        history = History(*reports["history"], ancestors)
+        particles, log_weights = reports["history"]
+        history = History(particles, log_weights, ancestors)
     bad = reports["status"] != 0
     return FilterResult(
         log_evidence=population.log_evidence,

@@ -195,8 +195,7 @@ class Residual(AbstractScheme):
         count = weights.shape[0]
         copies, rest = self._split(weights)
         ends = jnp.minimum(cumulative_sum(copies), count)
-        if pinned:
-            key, pin_key = jax.random.split(key)
+        pin_key, key = jax.random.split(key)
         is_copy = jnp.arange(count, dtype=jnp.int32) < ends[-1]
         ancestors = jnp.where(is_copy, ancestors_from_ends(ends, count, count), _independent(key, rest))
         if not pinned:
@@ -270,7 +269,9 @@ class SSP(AbstractScheme):
         expected = count * weights / jnp.sum(weights)
         whole = jnp.floor(expected + 1e-9)
         part = jnp.clip(expected - whole, 0)
-        decisions = jnp.asarray(np.array(list(itertools.product([True, False], repeat=count - 1))).reshape(-1, count - 1))
+        decisions = jnp.asarray(
+            np.array(list(itertools.product([True, False], repeat=count - 1))).reshape(-1, count - 1)
+        )
         up, chances = jax.vmap(_ssp_path, (None, 0))(part, decisions)
         return jax.vmap(_fill)((whole[None] + up).astype(jnp.int32)), chances
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import probinf as pb
-from tests._finite import Finite, exact_evidence, measure, skewed_model
 from probinf.core import categorical, fresh_population
 from probinf.samplers import ALL_SCHEMES, systematic
 from probinf.validity import enumerate_law
+from tests._finite import Finite, exact_evidence, measure, skewed_model
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -64,7 +64,7 @@ def run(faults, mode="eager", **options):
     return jax.tree.map(lambda leaf: leaf[0], rows)
 
 
-def with_fault(value, t, particles=slice(None), num_steps=5):
+def with_fault(value, t, particles: slice | int = slice(None), num_steps=5):
     faults = np.zeros((num_steps, 4), np.float32)
     faults[t, particles] = value
     return faults
@@ -136,9 +136,9 @@ def test_gradient_is_finite_with_zero_weights(fault, particles):
 
 def test_the_host_raises_and_warns():
     with pytest.raises(pb.InferenceError, match=r"POSINF_LOG_WEIGHT.*first at time step 2"):
-        particle_filter(jax.random.key(0), Faulty(with_fault(np.inf, 2, 0)), num_particles=4)
+        particle_filter(jax.random.key(0), Faulty(jnp.asarray(with_fault(np.inf, 2, 0))), num_particles=4)
     with pytest.warns(pb.InferenceWarning, match=r"NAN_LOG_WEIGHT \(1 log weights, first at time step 2\)"):
-        particle_filter(jax.random.key(0), Faulty(with_fault(np.nan, 2, 0)), num_particles=4)
+        particle_filter(jax.random.key(0), Faulty(jnp.asarray(with_fault(np.nan, 2, 0))), num_particles=4)
 
 
 def local_level(ys):
@@ -182,9 +182,7 @@ def test_single_run_variance_is_unbiased():
     keys = jax.random.split(jax.random.key(0), 4_000)
 
     def one(key):
-        out = particle_filter(
-            key, model, num_particles=1000, resampling="multinomial", ess_threshold=1.0, throw=False
-        )
+        out = particle_filter(key, model, num_particles=1000, resampling="multinomial", ess_threshold=1.0, throw=False)
         return jnp.exp(out.log_evidence), out.log_evidence_variance
 
     z, v = (np.asarray(a, np.float64) for a in jax.jit(lambda k: jax.lax.map(one, k, batch_size=200))(keys))
@@ -230,6 +228,7 @@ def test_one_particle():
 def test_history_and_paths():
     fk = skewed_model(4, dtype=np.float32)
     out = particle_filter(jax.random.key(0), fk, num_particles=30, history=True, record=lambda p: p.num_resampled)
+    assert out.history is not None
     assert out.history.particles.shape == (4, 30)
     assert out.history.ancestors.shape == (3, 30)
     assert out.records.shape == (4,)
@@ -258,10 +257,12 @@ def test_bad_arguments(options, words):
 
 def test_what_is_no_model():
     with pytest.raises(TypeError, match="FeynmanKac"):
-        particle_filter(jax.random.key(0), lambda: 0, num_particles=3)
+        particle_filter(jax.random.key(0), lambda: 0, num_particles=3)  # pyright: ignore[reportArgumentType]
 
     class Half(pb.FeynmanKac):
-        num_steps: int = 2
+        @property
+        def num_steps(self):
+            return 2
 
         def init(self, key):
             return jnp.zeros(())
@@ -296,9 +297,13 @@ def test_particle_form_of_a_model():
 def test_second_call_compiles_nothing(observations):
     ssm = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5).state_space()
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-    )
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     options = {"num_particles": 64, "ess_threshold": 0.5}
     jax.block_until_ready(particle_filter(jax.random.key(0), ssm.bootstrap(observations), **options).log_evidence)
     ssm.bootstrap(observations + 1)
