@@ -24,7 +24,7 @@ def fast_key(key: PRNGKey) -> PRNGKey:
     `plain_key(key)` to code of others.
     """
     plain = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and str(jax.random.key_impl(key)) == "threefry2x32"
-    if not plain or not jax.config.read("jax_threefry_partitionable"):
+    if not plain or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         return key
     return _rewrap(key, _GENERATOR)
 

@@ -93,9 +93,9 @@ def ancestors_from_ends(ends: Int[Array, "..."], num_particles: int, num_offspri
     """The ancestor of each offspring slot, given the slot at which each particle's offspring end.
 
     Args:
-        ends: in any order and shape; ends equal to `num_offspring` may be missing or repeated.
+        ends: at least `num_particles` of them, in any order and shape; if all are zero each slot gets itself.
         num_particles: number of particles.
-        num_offspring: number of slots. If no end is positive each slot gets itself (nothing to copy).
+        num_offspring: number of slots.
 
     Returns:
         Nondecreasing int32 indices in [0, num_particles).
@@ -108,4 +108,5 @@ def ancestors_from_ends(ends: Int[Array, "..."], num_particles: int, num_offspri
     start = exclusive(jnp.sum(marks, axis=0, dtype=jnp.int32))
     ancestors = from_columns(cumulate(start, marks, jnp.add), num_offspring)
     identity = jnp.arange(num_offspring, dtype=jnp.int32) % num_particles
-    return jnp.where(jnp.any(ends > 0), ancestors, identity)
+    # As many ends before a slot as there are particles: that slot has no ancestor.
+    return jnp.where(ancestors < num_particles, ancestors, identity)

@@ -133,9 +133,10 @@ def sample(
         progress: shows progress bars on stderr.
         collect: whether draws are kept; without, memory does not depend on `num_samples`.
         reducer: streaming statistics of the samples, such as `Moments()`; the result is `attrs["reduced"]`.
-        mesh: devices; chains are split over its first axis, whose size must divide `num_chains`. Random numbers,
-            and all that is pooled over chains, do not depend on the number of devices. Nor do the draws, unless the
-            density itself is rounded otherwise: XLA may sum a matrix product in another order for other batch sizes.
+        mesh: devices; chains are split over its first axis, whose size must divide `num_chains`. Random numbers do
+            not depend on the number of devices, and what is pooled is added in one order. Draws are the same bits
+            wherever XLA rounds one chain's density alike in batches of other sizes; it may not for matrix products,
+            and on CPU with jaxlib 0.12 for fused multiply-adds, unless `XLA_FLAGS=--xla_cpu_max_isa=AVX`.
         throw: raises on fatal statuses, and warns once of the others; False hands back the flagged result.
 
     Returns:
