@@ -75,7 +75,7 @@ def weigh(log_weights: Float[Array, " n"]) -> Weighed:
     shift = jnp.where(jnp.isfinite(largest), largest, 0)
     relative = jnp.exp(log_weights - shift)
     total = jnp.sum(relative)
-    squares = jnp.sum(relative * relative)
+    squares = jnp.vdot(relative, relative, precision=jax.lax.Precision.HIGHEST)
     some = total > 0
     safe = jnp.where(some, total, 1)
     log_mean = jnp.where(some, shift + jnp.log(safe / count), -jnp.inf)

@@ -136,13 +136,21 @@ def absorb(population: Population, log_potential: Float[Array, " n"]) -> tuple[P
         raise ValueError(
             f"log potentials have shape {log_potential.shape}; needed {population.log_weights.shape}, one a particle"
         )
-    alive = population.log_weights > -jnp.inf
-    bad = jnp.isnan(log_potential) & alive
-    log_weights = jnp.where(
-        alive & ~bad, population.log_weights + log_potential.astype(population.log_weights.dtype), -jnp.inf
-    )
-    num_nan = jnp.sum(bad, dtype=jnp.int32)
-    largest = jax.lax.stop_gradient(jnp.max(log_weights))
+    raised = population.log_weights + log_potential.astype(population.log_weights.dtype)
+    raised = jnp.where(population.log_weights > -jnp.inf, raised, -jnp.inf)
+    log_weights = jnp.where(jnp.isnan(raised), -jnp.inf, raised)
+    # The maximum passes NaN on, so that a healthy population pays for one reduction.
+    largest = jax.lax.stop_gradient(jnp.max(raised))
+
+    def count(values: Array) -> tuple[Array, Array]:
+        bad = jnp.isnan(values)
+        return jnp.sum(bad, dtype=jnp.int32), jnp.max(jnp.where(bad, -jnp.inf, values))
+
+    def healthy(values: Array) -> tuple[Array, Array]:
+        del values
+        return jnp.zeros((), jnp.int32), largest
+
+    num_nan, largest = cond(jnp.isnan(largest), count, healthy, jax.lax.stop_gradient(raised))
     status = (
         population.status
         | flag(Status.NAN_LOG_WEIGHT, num_nan > 0)
