@@ -32,7 +32,8 @@ class Kernel(Protocol):
 
     An `equinox.Module` whose tunables (step size, inverse mass matrix) are array leaves, so that tuning never
     recompiles. `init` evaluates a position; `step` is one transition. Both are pure, and work under `jit` and
-    `vmap`. `info` is a NamedTuple of per-step arrays that has at least `acceptance_rate` and `status`.
+    `vmap`. A state has at least `position` and `status` (the OR of the bits of all steps so far); `info` is a
+    NamedTuple of per-step arrays with at least `acceptance_rate` and `status` (the bits of this step).
     """
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> Any:

@@ -318,6 +318,8 @@ def unwrap_key(key: PRNGKey) -> tuple[Array, Callable[[Array], PRNGKey]]:
 class move(eqx.Module):
     r"""Moves every particle by MCMC steps. Law: $\mu \mapsto \mu$ when $\mu \propto$ target, for invariant kernels.
 
+    The status bits of the chains of all particles of positive weight go into the population's.
+
     Args:
         kernel: a `Kernel`, or a function of (step, population) that returns one.
         target: a `Target`, or such a function.
@@ -347,7 +349,10 @@ class move(eqx.Module):
         states, accepted = repeat(num_steps, one, (states, jnp.zeros_like(population.log_scale)))
         rate = accepted / jnp.maximum(num_steps, 1)
         moved = _freeze(population.status, population.particles, states.position)
-        return _with(population, particles=moved), MoveInfo(rate)
+        # A particle of weight zero may lie where the target is not finite: that is no fault.
+        bits = jnp.where(population.log_weights > -jnp.inf, states.status, 0)
+        status = population.status | jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
+        return _with(population, particles=moved, status=status), MoveInfo(rate)
 
 
 def _resolve(value: Any, step: Any, population: Population, *, of: str) -> Any:

@@ -211,7 +211,8 @@ def _filter(
     if reports["history"] is not None:
         particles, log_weights = reports["history"]
         history = History(particles, log_weights, ancestors)
-    bad = reports["status"] != 0
+    # Bits are never cleared, so the first bad step comes after all the good ones.
+    num_good = jnp.sum(reports["status"] == 0, dtype=jnp.int32)
     return FilterResult(
         log_evidence=population.log_evidence,
         log_evidence_variance=evidence_variance(population, scheme),
@@ -222,7 +223,7 @@ def _filter(
         resampled=resampled,
         status=population.status,
         num_nan=start.num_nan + jnp.sum(weighting.num_nan, dtype=jnp.int32),
-        first_bad_step=jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32) if bad.size else jnp.int32(-1),
+        first_bad_step=jnp.where(population.status != 0, num_good, -1),
         population=population,
         records=reports["records"],
         history=history,

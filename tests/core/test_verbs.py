@@ -16,7 +16,7 @@ import pytest
 
 import probinf as pb
 from probinf.core import categorical, fresh_population
-from probinf.samplers import ALL_SCHEMES, systematic
+from probinf.samplers import ALL_SCHEMES, random_walk, systematic
 from probinf.validity import enumerate_law
 from tests._finite import Finite, exact_evidence, measure, skewed_model
 
@@ -148,6 +148,7 @@ def test_law_of_resample_with_look_ahead(name):
 
 class _State(NamedTuple):
     position: jax.Array
+    status: jax.Array
 
 
 class _Info(NamedTuple):
@@ -160,14 +161,14 @@ class _Metropolis(eqx.Module):
     bug: bool = False
 
     def init(self, key, target, position):
-        return _State(position)
+        return _State(position, jnp.uint32(0))
 
     def step(self, key, target, state):
         other = 1 - state.position
         ratio = jnp.exp(target.log_density(other) - target.log_density(state.position))
         chance = jnp.ones(()) if self.bug else jnp.minimum(ratio, 1)
         accept = pb.choose(key, categorical, jnp.stack([1 - chance, chance])[None])[0]
-        return _State(jnp.where(accept == 1, other, state.position)), _Info(chance)
+        return _State(jnp.where(accept == 1, other, state.position), state.status), _Info(chance)
 
 
 def test_law_of_move():
@@ -181,6 +182,18 @@ def test_law_of_move():
             pb.move(lambda s, p: _Metropolis(), lambda s, p: target, num_steps), [1.4, 0.6], population=population
         )
     assert_broken(pb.move(_Metropolis(bug=True), target), [1.4, 0.6], population=population)
+
+
+def test_move_reports_the_faults_of_living_particles():
+    # The log density is NaN on the left, where particle 0 starts.
+    target = pb.Target(log_likelihood=lambda x: jnp.where(x < 0, jnp.nan, -(x**2)))
+    population = fresh_population(jnp.array([-1.0, 1.0, 2.0]))
+    verb = pb.move(random_walk(0.1), target)
+    moved, _ = verb(jax.random.key(0), population)
+    assert int(moved.status) & pb.Status.NONFINITE_INIT
+    dead = eqx.tree_at(lambda p: p.log_weights, population, jnp.array([-jnp.inf, 0.0, 0.0]))
+    moved, _ = verb(jax.random.key(0), dead)
+    assert int(moved.status) == 0
 
 
 def test_law_of_adapt_observe_and_place():
