@@ -30,6 +30,7 @@ from probinf.core._kernel import point_log_density as point_log_density
 from probinf.core._particle_keys import particle_keys as particle_keys
 from probinf.core._population import Population as Population
 from probinf.core._population import weigh as weigh
+from probinf.core._population import weight_dtype as weight_dtype
 from probinf.core._reducers import Moments as Moments
 from probinf.core._reducers import MomentsResult as MomentsResult
 from probinf.core._reducers import Reducer as Reducer

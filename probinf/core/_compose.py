@@ -100,7 +100,7 @@ def iterate(
     over = jax.tree.map(jnp.asarray, over)
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(over)}
     if len(lengths) != 1 or None in lengths:
-        raise ValueError(f"the leaves of `over` must share a leading axis; they have {lengths}")
+        raise ValueError(f"the leaves of `over` must share a leading axis; they have {lengths}: pass arrays")
     return Along(body, over, record)
 
 
@@ -191,6 +191,8 @@ def trace_back(
     num_paths: int = 1,
 ) -> PyTree:
     """Draws paths from the genealogy of a run: final particles by weight, then their ancestors.
+
+    If all weights are zero there is no law to draw from and the paths mean nothing: look at `status` first.
 
     Args:
         key: PRNG key.

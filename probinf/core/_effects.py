@@ -79,11 +79,23 @@ def choose(key: PRNGKey, choice: Choice, *inputs: Any) -> PyTree:
 
 
 def cond(pred: Bool[Array, ""], true_fun: Callable, false_fun: Callable, *operands: Any) -> PyTree:
-    """`lax.cond`; inside an enumeration both branches run and `pred` selects."""
+    """`lax.cond`; inside an enumeration both branches run and `pred` selects.
+
+    Args:
+        pred: which branch.
+        true_fun: called if it holds.
+        false_fun: called if not; results of the same structure.
+        *operands: pytrees, passed to either.
+    """
     if _HANDLER.get() is None:
         return jax.lax.cond(pred, true_fun, false_fun, *operands)
     # Summed over its outcomes, a choice made in the branch that is not taken has weight one: no harm.
     return jax.tree.map(lambda a, b: jnp.where(pred, a, b), true_fun(*operands), false_fun(*operands))
+
+
+def cond_on_host(pred: Bool[Array, ""], true_fun: Callable, false_fun: Callable, *operands: Any) -> PyTree:
+    """`cond` for parts that cannot be traced: runs one branch, in Python."""
+    return (true_fun if bool(pred) else false_fun)(*operands)
 
 
 def scan(body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: bool = True) -> tuple[PyTree, PyTree]:
@@ -104,7 +116,13 @@ def scan(body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: b
 
 
 def repeat(num_steps: Any, body: Callable[[Any, Any], Any], carry: PyTree) -> PyTree:
-    """`lax.fori_loop` from 0; inside an enumeration a Python loop (`num_steps` must then be an integer)."""
+    """`lax.fori_loop` from 0; inside an enumeration a Python loop (`num_steps` must then be an integer).
+
+    Args:
+        num_steps: how often, an integer or an int32 scalar.
+        body: `(i, carry) -> carry`.
+        carry: pytree.
+    """
     if _HANDLER.get() is None:
         return jax.lax.fori_loop(0, num_steps, body, carry)
     for i in range(int(num_steps)):
@@ -112,9 +130,9 @@ def repeat(num_steps: Any, body: Callable[[Any, Any], Any], carry: PyTree) -> Py
     return carry
 
 
-def map_items(function: Callable, *items: PyTree) -> PyTree:
-    """`vmap` over the leading axis; inside an enumeration a Python loop, so that items choose apart."""
-    if _HANDLER.get() is None:
+def map_items(function: Callable, *items: PyTree, traceable: bool = True) -> PyTree:
+    """`vmap` over the leading axis; inside an enumeration, or if not traceable, a Python loop over the items."""
+    if traceable and _HANDLER.get() is None:
         return jax.vmap(function)(*items)
     count = jax.tree.leaves(items)[0].shape[0]
     outputs = [function(*jax.tree.map(lambda a, i=i: a[i], items)) for i in range(count)]
@@ -122,7 +140,11 @@ def map_items(function: Callable, *items: PyTree) -> PyTree:
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether a value can be looked at on the host, so that a bad one can raise."""
+    """Whether a value can be looked at on the host, so that a bad one can raise.
+
+    Args:
+        value: any pytree; False if a leaf is a tracer.
+    """
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 

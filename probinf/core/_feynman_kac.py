@@ -3,7 +3,8 @@ r"""`FeynmanKac`: the path measure $M_0(dx_0) G_0(x_0) \prod_t M_t(x_{t-1}, dx_t
 Del Moral (2004), "Feynman-Kac Formulae"; Chopin and Papaspiliopoulos (2020), chapter 5.
 """
 
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import equinox as eqx
 import jax
@@ -24,16 +25,21 @@ class FeynmanKac(eqx.Module):
     Attributes:
         batch: whether the class is in batch form.
         traceable: whether the methods may run under `jit`; if not, the verbs run in a host loop.
-        num_steps: number of time steps T >= 0, so that t = 0 .. T-1.
+        num_steps: number of time steps T >= 0, so that t = 0 .. T-1: a field or a property of the subclass.
     """
 
     batch: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
 
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        self._absent("num_steps")
+    if TYPE_CHECKING:
+
+        @property
+        def num_steps(self) -> int:
+            """T."""
+            ...
+
+    else:
+        num_steps: eqx.AbstractVar[int]  # a type checker would take it for an argument of `__init__`
 
     def init(self, key: PRNGKey, *args: Any, **kwargs: Any) -> PyTree:
         """Draws x_0 from M_0: `init(key)`, in batch form `init(key, num_particles)`."""
@@ -52,7 +58,7 @@ class FeynmanKac(eqx.Module):
         self._absent("log_transition")
 
     def look_ahead(self, t: int | Array, x: PyTree) -> Array:
-        """Optional: log psi_t(x), a guess of how well x will do at t + 1, for auxiliary filters."""
+        """Optional: log psi_t of particles at t - 1, a guess of their G_t, for auxiliary filters."""
         self._absent("look_ahead")
 
     def gather(self, particles: PyTree, ancestors: Ancestors) -> PyTree:
@@ -77,22 +83,25 @@ class Batched(eqx.Module):
         """Draws N particles from M_0."""
         if self.model.batch:
             return self.model.init(key, num_particles)
-        return map_items(self.model.init, jax.random.split(key, num_particles))
+        return self._map(self.model.init, jax.random.split(key, num_particles))
 
     def mutate(self, key: PRNGKey, t: int | Array, x: PyTree) -> PyTree:
         """Moves N particles by M_t."""
         if self.model.batch:
             return self.model.mutate(key, t, x)
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-        return map_items(lambda k, one: self.model.mutate(k, t, one), keys, x)
+        return self._map(lambda k, one: self.model.mutate(k, t, one), keys, x)
 
     def log_potential(self, t: int | Array, x_prev: PyTree | None, x: PyTree) -> Array:
         """Log G_t of N particles."""
         if self.model.batch:
             return self.model.log_potential(t, x_prev, x)
         if x_prev is None:
-            return jax.vmap(lambda one: self.model.log_potential(t, None, one))(x)
-        return jax.vmap(lambda before, one: self.model.log_potential(t, before, one))(x_prev, x)
+            return self._map(lambda one: self.model.log_potential(t, None, one), x)
+        return self._map(lambda before, one: self.model.log_potential(t, before, one), x_prev, x)
+
+    def _map(self, function: Callable, *items: PyTree) -> PyTree:
+        return map_items(function, *items, traceable=self.model.traceable)
 
 
 def check_model(model: Any) -> FeynmanKac:

@@ -2,6 +2,7 @@ r"""`fingerprint_of`: one short hash of data, settings and code, by which a chec
 
 import dataclasses
 import dis
+import enum
 import functools
 import hashlib
 import inspect
@@ -19,6 +20,8 @@ import numpy as np
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | set(
     "numpy scipy jax jaxlib equinox jaxtyping beartype numpyro optax lineax optimistix multipledispatch".split()
 )
+# Instances of these are tools of the process, not settings of a model: they differ from one process to the next.
+_TOOLS = frozenset("logging _thread threading _io io os weakref _weakref _weakrefset contextvars _contextvars".split())
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, types.EllipsisType)
 
@@ -27,8 +30,14 @@ def fingerprint_of(*objects: Any) -> str:
     """A hash of everything that decides what the objects compute; equal in another process of the same Python.
 
     Arrays count by dtype, shape and bytes; modules, dataclasses, tuples, lists, dicts and sets by their parts;
-    functions and methods by their code, defaults, closures and the global functions and constants they name,
-    however deep, except inside well-known libraries; other objects by their attributes or their `repr`.
+    functions and methods by their code, defaults, closures and the globals they name, however deep; classes by
+    their methods and constants; functions and classes of well-known libraries by name only, but their instances
+    (`dist.Normal(0, 1)`) by value; other objects by their attributes or their `repr`. Of a module of the user, what
+    counts is every entry that a function reading the module has as the name of an attribute.
+
+    Unseen stay: what a function imports in its body or reaches by a computed name (`getattr(module, name)`), files
+    and environment variables it reads, the state of objects that show it neither in `__dict__` nor in `repr`, and
+    changes inside the well-known libraries, which the manifest tells by their versions at most.
 
     Returns:
         32 hexadecimal digits.
@@ -114,6 +123,9 @@ class _Hasher:
             self._parts("items", item)
         elif _is_named(item):
             self._put(getattr(item, "__module__", None), item.__qualname__)
+        elif _library(kind.__module__) and (parts := _flattened(item)) is not None:
+            # Before `__dict__`, in which distributions of NumPyro keep what they have computed lazily.
+            self._parts("node", parts)
         elif getattr(item, "__dict__", None):
             self.add(dict(vars(item)))
         else:
@@ -123,8 +135,11 @@ class _Hasher:
         self._put("class", kind.__module__, kind.__qualname__)
         if _library(kind.__module__):
             return
-        descriptors = property | staticmethod | classmethod
-        own = {n: v for n, v in vars(kind).items() if callable(v) or isinstance(v, descriptors)}
+        own = {name: value for name, value in vars(kind).items() if _belongs(name, value)}
+        if issubclass(kind, enum.Enum):
+            # Its private entries hold a cache, which grows when flags are combined.
+            own = {name: value for name, value in own.items() if not name.startswith("_")}
+            own["__members__"] = {name: member.value for name, member in kind.__members__.items()}
         self._parts("bases", [base for base in kind.__mro__[1:] if not _library(base.__module__)])
         self.add(own)
 
@@ -139,7 +154,14 @@ class _Hasher:
         self._parts("defaults", [function.__defaults__, function.__kwdefaults__])
         self._parts("closure", [_cell(cell) for cell in function.__closure__ or ()])
         known = function.__globals__
-        self.add({name: known[name] for name in _names(function.__code__) if _counts(known.get(name))})
+        used = {name: known[name] for name in _names(function.__code__) if _counts(known.get(name))}
+        self.add(used)
+        cells = [_cell(cell) for cell in function.__closure__ or ()]
+        attributes = _attributes(function.__code__)
+        modules = [known.get(name) for name in _names(function.__code__)] + cells
+        for module in modules:
+            if isinstance(module, types.ModuleType):
+                self.add(_entries(module, attributes, []))
 
     def _code(self, code: types.CodeType, skip: str | None = None) -> None:
         self._put("code", code.co_code, code.co_names, code.co_varnames, code.co_freevars)
@@ -165,11 +187,60 @@ def _names(code: types.CodeType) -> list[str]:
     return sorted({*own, *inner})
 
 
+def _attributes(code: types.CodeType) -> frozenset[str]:
+    """Every name in the code of a function and of the functions inside it, those of attributes included."""
+    inner = [_attributes(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+def _entries(module: types.ModuleType, names: frozenset[str], above: list[types.ModuleType]) -> dict[str, Any]:
+    """What a module of the user has under these names, and what its submodules among them have."""
+    if _library(module.__name__) or module in above:
+        return {}
+    found: dict[str, Any] = {}
+    for name in sorted(names & vars(module).keys()):
+        value = vars(module)[name]
+        if isinstance(value, types.ModuleType):
+            found[name] = _entries(value, names, [*above, module])
+        elif _counts(value):
+            found[name] = value
+    return found
+
+
 def _counts(value: Any) -> bool:
-    """Whether a global that a function names is hashed: constants, arrays, functions and classes of the user."""
+    """Whether a global that a function names is hashed: all but modules, code of libraries, and tools."""
     if value is None or isinstance(value, types.ModuleType):
         return False
-    return not _library(getattr(value, "__module__", None)) or isinstance(value, (*_SCALARS, jax.Array, np.ndarray))
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type) or _is_named(value):
+        return not _library(getattr(value, "__module__", None))
+    # Devices are where a run happens to be, and a checkpoint may go on elsewhere.
+    if isinstance(value, jax.sharding.Mesh | jax.sharding.Sharding | jax.Device):
+        return False
+    return type(value).__module__.partition(".")[0] not in _TOOLS
+
+
+def _belongs(name: str, value: Any) -> bool:
+    """Whether an entry of a class is hashed: methods, and everything that is not for Python itself."""
+    if callable(value) or isinstance(value, property | staticmethod | classmethod):
+        return True
+    if name.startswith("_abc_") or (name.startswith("__") and name.endswith("__")):
+        return False
+    if isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+        return False
+    return _counts(value)
+
+
+def _flattened(item: Any) -> tuple[Any, Any] | None:
+    """Children and static data of a pytree of a library; None where the item is a leaf."""
+    kind = type(item)
+    if hasattr(kind, "gather_pytree_data_fields") and hasattr(kind, "gather_pytree_aux_fields"):
+        # NumPyro flattens in the order of a set of names, which differs from one process to the next.
+        names = {*kind.gather_pytree_data_fields(), *kind.gather_pytree_aux_fields()}
+        return ({name: getattr(item, "__dict__", {}).get(name) for name in names}, None)
+    if jax.tree_util.all_leaves([item]):
+        return None
+    children, static = jax.tree_util.default_registry.flatten_one_level(item)
+    return tuple(children), static
 
 
 def _is_named(item: Any) -> bool:

@@ -1,12 +1,13 @@
 r"""`Kernel`: the protocol of Markov kernels, and the evaluated point that their states carry."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from probinf.core._target import Target
+from probinf.core._target import Target, temper
 from probinf.core._types import Position, PRNGKey
 
 
@@ -46,18 +47,35 @@ class Kernel(Protocol):
 
 
 def evaluate(target: Target, position: Position, *, gradient: bool) -> Point:
-    """Evaluates the target once at `position`, with gradients if asked."""
+    """Evaluates the target once at `position`, with gradients if asked.
+
+    Raises:
+        ValueError: `log_prior` or `log_likelihood` of the target is not a scalar.
+    """
+    prior, likelihood = _scalar("log_prior", target.log_prior), _scalar("log_likelihood", target.log_likelihood)
     if not gradient:
-        return Point(position, target.log_prior(position), target.log_likelihood(position), None, None)
-    log_prior, grad_log_prior = jax.value_and_grad(target.log_prior)(position)
-    log_likelihood, grad_log_likelihood = jax.value_and_grad(target.log_likelihood)(position)
+        return Point(position, prior(position), likelihood(position), None, None)
+    log_prior, grad_log_prior = jax.value_and_grad(prior)(position)
+    log_likelihood, grad_log_likelihood = jax.value_and_grad(likelihood)(position)
     return Point(position, log_prior, log_likelihood, grad_log_prior, grad_log_likelihood)
+
+
+def _scalar(name: str, function: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    def checked(position: Position) -> Array:
+        value = function(position)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"`{name}` of the target returned an array of shape {jnp.shape(value)}, but must return a scalar: sum "
+                "the log densities of the data with `jnp.sum`"
+            )
+        return value
+
+    return checked
 
 
 def point_log_density(target: Target, point: Point) -> Float[Array, ""]:
     """The log density at an evaluated point, at the target's temperature; -inf stays -inf at temperature zero."""
-    beta = target.inverse_temperature.astype(point.log_likelihood.dtype)
-    return point.log_prior + jnp.where(beta == 0, 0, beta * point.log_likelihood)
+    return temper(target, point.log_prior, point.log_likelihood)
 
 
 def point_gradient(target: Target, point: Point) -> Position:

@@ -16,7 +16,8 @@ class Population(eqx.Module):
     Attributes:
         particles: pytree, leading axis N.
         log_weights: unnormalised; -inf is weight zero; never NaN (NaN is turned into -inf and flagged).
-        log_scale: log evidence banked by past resamplings.
+        log_scale: log evidence banked so far.
+        log_scale_low: what rounding took from `log_scale` (compensated sum): add it for the full value.
         eve: index of each particle's ancestor at time 0 (Lee, Whiteley 2018).
         num_resampled: how often the population was resampled.
         status: OR of all `Status` bits so far.
@@ -29,6 +30,7 @@ class Population(eqx.Module):
     eve: Int[Array, " n"]
     num_resampled: Int[Array, ""]
     status: UInt32[Array, ""]
+    log_scale_low: Float[Array, ""]
     context: PyTree[Any] = None
 
     @property
@@ -39,7 +41,9 @@ class Population(eqx.Module):
     @property
     def log_evidence(self) -> Float[Array, ""]:
         """Log of the total mass; NaN after a fatal fault, -inf when all weights are zero."""
-        return jnp.where(is_fatal(self.status), jnp.nan, self.log_scale + weigh(self.log_weights).log_mean)
+        return jnp.where(
+            is_fatal(self.status), jnp.nan, self.log_scale + (self.log_scale_low + weigh(self.log_weights).log_mean)
+        )
 
     @property
     def weights(self) -> Float[Array, " n"]:
@@ -56,6 +60,7 @@ class Weighed(NamedTuple):
     """What one exponential pass over log weights gives; every public reading is derived from it."""
 
     relative: Float[Array, " n"]  # exp(log_weights - max), zeros when all are -inf
+    shift: Float[Array, ""]  # that max, 0 when all are -inf
     total: Float[Array, ""]
     log_mean: Float[Array, ""]
     ess: Float[Array, ""]
@@ -69,7 +74,12 @@ def weigh(log_weights: Float[Array, " n"]) -> Weighed:
     """Relative weights, their sum, the log of their mean and the ESS, from one exponential pass.
 
     All -inf gives zeros, `log_mean` -inf and ESS 0, with finite gradients (jax#6811).
+
+    Raises:
+        ValueError: `log_weights` is not a vector (use `vmap` for several populations).
     """
+    if log_weights.ndim != 1:
+        raise ValueError(f"`log_weights` has shape {log_weights.shape}; needed (N,): `vmap` over several populations")
     count = log_weights.shape[0]
     largest = jax.lax.stop_gradient(jnp.max(log_weights))
     shift = jnp.where(jnp.isfinite(largest), largest, 0)
@@ -80,4 +90,24 @@ def weigh(log_weights: Float[Array, " n"]) -> Weighed:
     safe = jnp.where(some, total, 1)
     log_mean = jnp.where(some, shift + jnp.log(safe / count), -jnp.inf)
     ess = jnp.where(some, safe * safe / jnp.where(some, squares, 1), 0)
-    return Weighed(relative, total, log_mean, ess)
+    return Weighed(relative, shift, total, log_mean, ess)
+
+
+def bank(scale: Float[Array, ""], low: Float[Array, ""], amount: Float[Array, ""]) -> tuple[Array, Array]:
+    """Adds `amount` to a compensated sum: the new value and what rounding took from it so far (Knuth's two-sum)."""
+    total = scale + amount
+    back = total - scale
+    return total, low + ((scale - (total - back)) + (amount - back))
+
+
+def weight_dtype(*dtypes: Any) -> Any:
+    """The widest of some floating dtypes, at least float32: 16 bits cannot sum a thousand weights.
+
+    Args:
+        *dtypes: floating dtypes, such as those of the particles' leaves.
+
+    Returns:
+        A NumPy dtype; the default floating one if none is given.
+    """
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.zeros(()).dtype)
+    return widest if jnp.finfo(widest).bits >= 32 else jnp.dtype(jnp.float32)

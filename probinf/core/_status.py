@@ -57,7 +57,13 @@ _TEXT = {
 
 
 class InferenceError(RuntimeError):
-    """A run ended with a fatal status bit. The message names bits, members, first step and mend."""
+    """A run ended with a fatal status bit. The message names bits, members, first step and mend.
+
+    Attributes:
+        result: the flagged result, as `throw=False` would have returned it; None where there is none.
+    """
+
+    result: Any = None
 
 
 class InferenceWarning(UserWarning):

@@ -20,6 +20,12 @@ def _same(position: Position) -> Position:
     return position
 
 
+def temper(target: "Target", log_prior: Float[Array, ""], log_likelihood: Float[Array, ""]) -> Float[Array, ""]:
+    """`log_prior + inverse_temperature * log_likelihood`; at temperature zero a likelihood of zero does not count."""
+    beta = target.inverse_temperature.astype(log_likelihood.dtype)
+    return log_prior + jnp.where(beta == 0, 0, beta * log_likelihood)
+
+
 class Target(eqx.Module):
     r"""An unnormalised density, prior times likelihood, on an unconstrained pytree.
 
@@ -41,10 +47,16 @@ class Target(eqx.Module):
     constrain: Callable[[Any], Any] = _same
     inverse_temperature: Array = eqx.field(default=1.0, converter=jnp.asarray)
 
+    def __check_init__(self) -> None:
+        """Raises `TypeError` for what cannot be called."""
+        for name in ("log_likelihood", "log_prior", "sample_prior", "constrain"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name == "sample_prior")):
+                raise TypeError(f"`{name}` is {value!r}; needed a function")
+
     def log_density(self, position: Position) -> Float[Array, ""]:
         """The log density of the (tempered) target at `position`, up to a constant."""
-        likelihood = self.log_likelihood(position)
-        return self.log_prior(position) + self.inverse_temperature.astype(likelihood.dtype) * likelihood
+        return temper(self, jnp.asarray(self.log_prior(position)), jnp.asarray(self.log_likelihood(position)))
 
     def at_temperature(self, inverse_temperature: Any) -> "Target":
         """The same target at another inverse temperature."""

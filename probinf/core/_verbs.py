@@ -4,6 +4,7 @@ Each keeps the law stated in its docstring, where $E⟦\cdot⟧$ is the expected
 al. 2018). Compositions of them are the algorithms.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from probinf.core._effects import cond, is_concrete, map_items, repeat
+from probinf.core._effects import cond, cond_on_host, is_concrete, map_items, repeat
 from probinf.core._fast_key import fast_key
 from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
-from probinf.core._population import Population, weigh
+from probinf.core._population import Population, bank, weigh, weight_dtype
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._types import PRNGKey
 
@@ -42,31 +43,38 @@ class ResampleInfo(NamedTuple):
 
 
 class MoveInfo(NamedTuple):
-    """What MCMC moves report: the mean acceptance rate over particles and steps."""
+    """What MCMC moves report: the mean acceptance rate over steps and particles of positive weight."""
 
     acceptance_rate: Float[Array, ""]
 
 
-def spawn(sampler: Callable[[PRNGKey], PyTree] | FeynmanKac, num_particles: int, reference: PyTree = None) -> "Spawn":
+def spawn(
+    sampler: Callable[[PRNGKey], PyTree] | FeynmanKac,
+    num_particles: int,
+    reference: PyTree = None,
+    context: PyTree = None,
+) -> "Spawn":
     r"""Starts a population: `spawn(sampler, n)(key) -> Population`. Law: $E⟦spawn(\pi, n)⟧ = \pi$.
 
     Args:
         sampler: `key -> particle`; or a `FeynmanKac`, whose x_0 is drawn and weighted by G_0.
         num_particles: N >= 1 (N >= 2 with a reference).
         reference: a particle to be put in slot 0 (conditional SMC), or None.
+        context: the population's first context; `adapt` in a loop must keep its structure.
 
     Raises:
-        ValueError: `num_particles` is too small.
+        ValueError: `num_particles` is too small, or the model drew another number of particles.
         TypeError: `num_particles` is not an integer, or `sampler` not callable.
     """
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int):
+    if isinstance(num_particles, bool) or not hasattr(num_particles, "__index__"):
         raise TypeError(f"`num_particles` must be an integer, got {num_particles!r}")
+    num_particles = operator.index(num_particles)
     least = 1 if reference is None else 2
     if num_particles < least:
         raise ValueError(f"`num_particles` is {num_particles}; needed at least {least}")
     if not (isinstance(sampler, FeynmanKac) or callable(sampler)):
         raise TypeError(f"`sampler` must be a function of a key or a `FeynmanKac`, got {sampler!r}")
-    return Spawn(sampler, num_particles, reference)
+    return Spawn(sampler, num_particles, reference, context)
 
 
 class Spawn(eqx.Module):
@@ -75,6 +83,7 @@ class Spawn(eqx.Module):
     sampler: Any
     num_particles: int = eqx.field(static=True)
     reference: PyTree
+    context: PyTree
 
     def __call__(self, key: PRNGKey) -> Population:
         """The population."""
@@ -85,10 +94,16 @@ class Spawn(eqx.Module):
         if not isinstance(self.sampler, FeynmanKac):
             keys = jax.random.split(key, self.num_particles)
             particles = map_items(self.sampler, keys)
-            return fresh_population(pin(particles, self.reference)), WeightInfo(jnp.zeros((), jnp.int32))
+            population = fresh_population(pin(particles, self.reference), self.context)
+            return population, WeightInfo(jnp.zeros((), jnp.int32))
         model = Batched(self.sampler)
         particles = pin(model.init(key, self.num_particles), self.reference)
-        population = fresh_population(particles)
+        population = fresh_population(particles, self.context)
+        if population.num_particles != self.num_particles:
+            raise ValueError(
+                f"`{type(self.sampler).__name__}.init` drew {population.num_particles} particles; asked for "
+                f"{self.num_particles}: in batch form it must use its argument `num_particles`"
+            )
         if self.sampler.num_steps == 0:
             return population, WeightInfo(jnp.zeros((), jnp.int32))
         return absorb(population, model.log_potential(jnp.zeros((), jnp.int32), None, particles))
@@ -105,11 +120,12 @@ def fresh_population(particles: PyTree, context: PyTree = None) -> Population:
         raise ValueError(f"`particles` must share a leading axis of length N >= 1; the leaves have {lengths}")
     (count,) = lengths
     floating = [leaf.dtype for leaf in jax.tree.leaves(particles) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    dtype = jnp.result_type(*floating) if floating else jnp.zeros(()).dtype
+    dtype = weight_dtype(*floating)
     return Population(
         particles=particles,
         log_weights=jnp.zeros(count, dtype),
         log_scale=jnp.zeros((), dtype),
+        log_scale_low=jnp.zeros((), dtype),
         eve=jnp.arange(count, dtype=jnp.int32),
         num_resampled=jnp.zeros((), jnp.int32),
         status=jnp.zeros((), jnp.uint32),
@@ -161,7 +177,7 @@ def absorb(population: Population, log_potential: Float[Array, " n"]) -> tuple[P
 
 
 def _with(population: Population, **changes: Any) -> Population:
-    fields = ("particles", "log_weights", "log_scale", "eve", "num_resampled", "status", "context")
+    fields = ("particles", "log_weights", "log_scale", "log_scale_low", "eve", "num_resampled", "status", "context")
     return Population(**{name: changes.get(name, getattr(population, name)) for name in fields})
 
 
@@ -253,12 +269,13 @@ class resample(eqx.Module):
     r"""Copies particles in proportion to their weights and banks the evidence. Law: $E⟦\cdot⟧ : \mu \mapsto \mu$.
 
     With a look-ahead $\psi > 0$ it draws by $W\psi$, banks $mean(w\psi)$ and leaves weights $1/\psi$ (Pitt,
-    Shephard 1999). If every weight is zero, or after a fatal fault, it does nothing.
+    Shephard 1999); a $\psi$ that is NaN, zero or infinite counts as 1, which keeps the law, and NaN is flagged. If
+    every weight is zero, or after a fatal fault, it copies nothing.
 
     Args:
         scheme: a resampling scheme, `scheme(key, weights, pinned) -> ancestors`.
         when: `population -> bool`, such as `ess_below(0.5)`; None resamples at every step.
-        look_ahead: `(step, particles) -> log psi [N]`, or None.
+        look_ahead: `(step, particles) -> log psi [N]`, such as `model.look_ahead`, or None.
         gather: `(particles, ancestors) -> particles`.
         pinned: whether slot 0 keeps ancestor 0 (conditional SMC).
     """
@@ -269,13 +286,31 @@ class resample(eqx.Module):
     gather: Callable[[PyTree, Int[Array, " n"]], PyTree] = take
     pinned: bool = eqx.field(default=False, static=True)
 
+    def __check_init__(self) -> None:
+        """Raises `TypeError` for what cannot be called."""
+        for name in ("scheme", "when", "look_ahead", "gather"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name in ("when", "look_ahead"))):
+                mend = {"scheme": "`samplers.systematic`", "when": "`ess_below(0.5)`"}.get(name, "a function")
+                raise TypeError(f"`{name}` is {value!r}; needed something to call, such as {mend}")
+
+    @property
+    def traceable(self) -> bool:
+        """Whether it may run under `jit`: not if `gather` belongs to a model that may not."""
+        return getattr(getattr(self.gather, "__self__", None), "traceable", True)
+
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, ResampleInfo]:
         """Resamples the population if `when` says so."""
-        log_weights, log_psi = population.log_weights, None
+        log_weights, status = population.log_weights, population.status
+        log_psi = jnp.zeros_like(log_weights)
         if self.look_ahead is not None:
-            log_psi = self.look_ahead(step, population.particles)
-            log_weights = log_weights + log_psi
-        weighed = weigh(log_weights)
+            guess = self.look_ahead(step, population.particles)
+            if guess.shape != log_weights.shape:
+                raise ValueError(f"`look_ahead` gave shape {guess.shape}; needed {log_weights.shape}, one a particle")
+            log_psi = jnp.where(jnp.isfinite(guess), guess, 0).astype(log_weights.dtype)
+            bad = jnp.any(jnp.isnan(guess) & (log_weights > -jnp.inf))
+            status = status | flag(Status.NAN_LOG_WEIGHT, bad)
+        weighed = weigh(log_weights + log_psi if self.look_ahead is not None else log_weights)
         due = (weighed.total > 0) & ~is_fatal(population.status)
         if self.when is not None:
             due = due & self.when(population)
@@ -290,15 +325,21 @@ class resample(eqx.Module):
             return particles, eve, jnp.arange(relative.shape[0], dtype=jnp.int32)
 
         operands = (population.particles, population.eve, weighed.relative)
-        particles, eve, ancestors = cond(due, copy, keep, *operands)
-        left = jnp.zeros_like(log_weights) if log_psi is None else -log_psi[ancestors]
+        branch = cond if self.traceable else cond_on_host
+        particles, eve, ancestors = branch(due, copy, keep, *operands)
+        # Not resampling banks the largest weight, so that log weights stay small and float32 sums stay right.
+        shift = weigh(log_weights).shift
+        banked = jnp.where(due, weighed.log_mean, shift)
+        log_scale, log_scale_low = bank(population.log_scale, population.log_scale_low, banked)
         resampled = _with(
             population,
             particles=particles,
             eve=eve,
-            log_weights=jnp.where(due, left, population.log_weights),
-            log_scale=population.log_scale + jnp.where(due, weighed.log_mean, 0),
+            log_weights=jnp.where(due, -log_psi[ancestors], log_weights - shift),
+            log_scale=log_scale,
+            log_scale_low=log_scale_low,
             num_resampled=population.num_resampled + due.astype(jnp.int32),
+            status=status,
         )
         return resampled, ResampleInfo(population.ess, due, ancestors)
 
@@ -337,6 +378,7 @@ class move(eqx.Module):
         num_steps = _resolve(self.num_steps, step, population, of="__index__")
         init_key, step_key = jax.random.split(key)
         count = population.num_particles
+        alive = population.log_weights > -jnp.inf
         init_keys = jax.random.split(init_key, count)
         states = map_items(lambda k, x: kernel.init(k, target, x), init_keys, population.particles)
 
@@ -344,13 +386,15 @@ class move(eqx.Module):
             states, accepted = carry
             keys = jax.random.split(jax.random.fold_in(step_key, i), count)
             states, info = map_items(lambda k, state: kernel.step(k, target, state), keys, states)
-            return states, accepted + jnp.mean(info.acceptance_rate).astype(accepted.dtype)
+            rate = jnp.sum(jnp.where(alive, info.acceptance_rate, 0)).astype(accepted.dtype)
+            mean = rate / jnp.maximum(jnp.sum(alive), 1).astype(accepted.dtype)
+            return states, accepted + mean
 
         states, accepted = repeat(num_steps, one, (states, jnp.zeros_like(population.log_scale)))
         rate = accepted / jnp.maximum(num_steps, 1)
         moved = _freeze(population.status, population.particles, states.position)
         # A particle of weight zero may lie where the target is not finite: that is no fault.
-        bits = jnp.where(population.log_weights > -jnp.inf, states.status, 0)
+        bits = jnp.where(alive, states.status, 0)
         status = population.status | jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
         return _with(population, particles=moved, status=status), MoveInfo(rate)
 

@@ -38,7 +38,7 @@ class Config:
 
 SCALES: Mapping[str, Config] = {
     "quick": Config(),
-    "full": Config(num_samples=20_000, num_particles=100_000, num_replicates=64),
+    "full": Config(num_samples=20_000, num_particles=20_000, num_replicates=64),
 }
 
 

@@ -133,7 +133,7 @@ def maximum_likelihood(flow: np.ndarray) -> dict[str, float]:
 
 
 def filtered(key: jax.Array, ys: np.ndarray, config: Any) -> Series:
-    """The exact answer in double precision, and the filters in the precision of the session."""
+    """The exact answer in double precision, and the filters in JAX's default precision."""
     with jax.enable_x64(True):
         exact = models.kalman_filter(exact_model(PUBLISHED["observation"], PUBLISHED["level"]), jnp.asarray(ys))
         mean, sd = np.asarray(exact.filtered_mean)[:, 0], np.sqrt(np.asarray(exact.filtered_cov)[:, 0, 0])
@@ -145,7 +145,7 @@ def filtered(key: jax.Array, ys: np.ndarray, config: Any) -> Series:
         num_replicates=config.num_replicates,
         quantiles=LEVELS,
     )
-    return Series(ys, mean, sd, log_evidence, jax.device_get(found))
+    return Series(ys, mean, sd, log_evidence, found)
 
 
 def particle_model() -> models.StateSpaceModel:

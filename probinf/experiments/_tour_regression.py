@@ -17,8 +17,7 @@ import numpyro.distributions as dist
 import scipy.stats
 
 from probinf import models, samplers
-from probinf.core import Target
-from probinf.core._draws import Draws
+from probinf.core import Draws, Target
 from probinf.experiments._claims import Claim, Comparison, below, compare
 from probinf.experiments._data import load
 from probinf.experiments._figures import BLUE, CHAINS, INK, ORANGE, canvas
@@ -117,7 +116,7 @@ def solve(data: Problem) -> Exact:
 
 
 def draw(data: Problem, config: Any, workspace: Workspace) -> Draws:
-    """HMC with a dense mass matrix, in the precision of the session; goes on where a killed run stopped."""
+    """HMC with a dense mass matrix, in JAX's default precision; goes on where a killed run stopped."""
     dtype = jnp.zeros(()).dtype
     target = Target.from_numpyro(model, jnp.asarray(data.design, dtype), jnp.asarray(data.response, dtype))
     return samplers.sample(

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from probinf.core import Status
-from probinf.core._draws import Draws
+from probinf.core import Draws, Status
 from probinf.core._files import locked, write_file
 from probinf.experiments._figures import to_svg
 from probinf.experiments._page import Figure, Part, decode, encode, plain

@@ -11,6 +11,7 @@ from probinf.samplers._mhg import Involution as Involution
 from probinf.samplers._mhg import MHGInfo as MHGInfo
 from probinf.samplers._mhg import MHGState as MHGState
 from probinf.samplers._mhg import mhg as mhg
+from probinf.samplers._mhg import relocate as relocate
 from probinf.samplers._particle_filter import particle_filter as particle_filter
 from probinf.samplers._random_walk import RandomWalk as RandomWalk
 from probinf.samplers._random_walk import random_walk as random_walk
@@ -22,4 +23,5 @@ from probinf.samplers._resampling import ssp as ssp
 from probinf.samplers._resampling import stratified as stratified
 from probinf.samplers._resampling import systematic as systematic
 from probinf.samplers._sample import sample as sample
+from probinf.samplers._warmup import TunableKernel as TunableKernel
 from probinf.samplers._warmup import warmup as warmup

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from rich.console import Console
 from rich.table import Table
 
-from probinf.core import Population, Status, check_status
+from probinf.core import InferenceError, Population, Status, check_status
 
 NO_VARIANCE = {
     "scheme": "the single-run variance estimate holds for multinomial resampling only; pass `num_replicates=`",
@@ -74,7 +74,7 @@ class FilterResult(eqx.Module):
     @property
     def variance_note(self) -> str:
         """Why `log_evidence_variance` is NaN; empty if it is not."""
-        if not np.isnan(np.asarray(self.log_evidence_variance)):
+        if not np.any(np.isnan(np.asarray(self.log_evidence_variance))):
             return ""
         if int(np.bitwise_or.reduce(np.ravel(np.asarray(self.status)))) != Status.OK:
             return "the run was flagged: see `status`"
@@ -86,16 +86,23 @@ class FilterResult(eqx.Module):
         where = f"first at time step {first if first.ndim == 0 else first.tolist()}"
         counts = {bit.name: where for bit in Status if bit.name}
         counts["NAN_LOG_WEIGHT"] = f"{int(np.sum(np.asarray(self.num_nan)))} log weights, {where}"
-        check_status(self.status, what="particle_filter", counts=counts)
+        try:
+            check_status(self.status, what="particle_filter", counts=counts)
+        except InferenceError as error:
+            error.result = self
+            raise
         return self
+
+    @property
+    def _standard_error(self) -> np.ndarray:
+        return np.sqrt(np.maximum(np.asarray(self.log_evidence_variance), 0))
 
     def summary(self) -> str:
         """A short table: evidence with its standard error, ESS, resampling and status."""
         ess = np.asarray(self.ess)
-        variance = float(self.log_evidence_variance)
         table = Table(title="particle_filter", show_header=False)
-        table.add_row("log evidence", f"{float(self.log_evidence):.4f}")
-        table.add_row("standard error", self.variance_note or f"{np.sqrt(max(variance, 0)):.3g}")
+        table.add_row("log evidence", _shown(self.log_evidence, ".4f"))
+        table.add_row("standard error", self.variance_note or _shown(self._standard_error, ".3g"))
         table.add_row("time steps", str(ess.shape[-1]))
         table.add_row("particles", str(jax.tree.leaves(self.population.log_weights)[0].shape[-1]))
         if ess.size:
@@ -106,6 +113,14 @@ class FilterResult(eqx.Module):
         console = Console(width=100, record=True, file=open_null())
         console.print(table)
         return console.export_text()
+
+
+def _shown(values: Any, form: str) -> str:
+    """A number, or the range of several."""
+    values = np.ravel(np.asarray(values))
+    if values.size == 1:
+        return format(float(values[0]), form)
+    return f"{format(float(values.min()), form)} to {format(float(values.max()), form)} ({values.size} members)"
 
 
 def open_null() -> Any:

@@ -27,7 +27,7 @@ from probinf.samplers._factor import (
     times,
     transposed_times,
 )
-from probinf.samplers._mhg import MHG, MHGInfo, MHGState
+from probinf.samplers._mhg import MHG, MHGInfo, MHGState, require_floating
 
 
 class Momentum(NamedTuple):
@@ -135,12 +135,7 @@ class HMC(eqx.Module):
         Raises:
             TypeError: a leaf of `position` is not a floating-point array.
         """
-        for path, leaf in jax.tree_util.tree_leaves_with_path(position):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                raise TypeError(
-                    f"HMC needs floating-point positions, but position{jax.tree_util.keystr(path)} is "
-                    f"{jnp.result_type(leaf)}: convert it, or use another kernel for discrete coordinates"
-                )
+        require_floating("HMC", position)
         return self._mhg().init(key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:

@@ -50,6 +50,40 @@ def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int
     return _init_uniform(key, kernel, target, num_chains)
 
 
+def check_call(what: str, key: PRNGKey, kernel: Any, target: Any, initial_position: Any) -> None:
+    """Raises `TypeError` for arguments that are no kernel or no target, and inside `jit`, `vmap` or `grad`."""
+    for name, value in {"key": key, "kernel": kernel, "target": target, "initial_position": initial_position}.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"`{what}` runs a loop on the host and cannot be called under `jit`, `vmap` or `grad`, but `{name}` is "
+                f"traced ({type(value).__name__}): there, use `kernel.step` with `iterate` or `jax.lax.scan`"
+            )
+    if isinstance(kernel, type) or not all(callable(getattr(kernel, name, None)) for name in ("init", "step")):
+        raise TypeError(f"`kernel` is {kernel!r}, but needs methods `init` and `step`: pass one such as `hmc()`")
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"`target` is {target!r}, but must be a `Target`: wrap a log density as `Target(log_density)`, a NumPyro "
+            "model as `Target.from_numpyro(model, data)`"
+        )
+
+
+def step_chains(key: PRNGKey, kernel: Any, target: Target, chains: PyTree) -> tuple[PyTree, Any]:
+    """One transition of all chains: the states, whose status has the bits of this step too, and the infos.
+
+    Raises:
+        TypeError: the info of the kernel is not a NamedTuple with `acceptance_rate` and `status`.
+    """
+    keys = jax.random.split(key, chains.status.shape[0])
+    chains, info = jax.vmap(kernel.step, (0, None, 0))(keys, target, chains)
+    if not (hasattr(info, "_asdict") and hasattr(info, "acceptance_rate") and hasattr(info, "status")):
+        raise TypeError(
+            f"the `step` of {type(kernel).__name__} returned {type(info).__name__} as info, but it must be a "
+            "NamedTuple of arrays with at least `acceptance_rate` and `status`"
+        )
+    # A kernel may flag a step in its info alone.
+    return eqx.tree_at(lambda c: c.status, chains, chains.status | info.status), info
+
+
 def _check_shapes(positions: PyTree, shapes: PyTree, num_chains: int) -> None:
     if not jax.tree.leaves(positions):
         raise ValueError("`initial_position` has no arrays: pass a pytree with leading axis `num_chains`")
@@ -68,9 +102,20 @@ def _check_shapes(positions: PyTree, shapes: PyTree, num_chains: int) -> None:
 
 
 def init_chains(key: PRNGKey, kernel: Kernel, target: Target, positions: PyTree) -> PyTree:
-    """`kernel.init` at each of the positions stacked on a leading axis."""
+    """`kernel.init` at each of the positions stacked on a leading axis.
+
+    Raises:
+        TypeError: the states of the kernel have no `position`, or no `status` of one uint32 a chain.
+    """
     num_chains = jax.tree.leaves(positions)[0].shape[0]
-    return jax.vmap(kernel.init, (0, None, 0))(jax.random.split(key, num_chains), target, positions)
+    states = jax.vmap(kernel.init, (0, None, 0))(jax.random.split(key, num_chains), target, positions)
+    status = getattr(states, "status", None)
+    if not hasattr(states, "position") or getattr(status, "dtype", None) != jnp.uint32 or status.shape != (num_chains,):
+        raise TypeError(
+            f"the `init` of {type(kernel).__name__} returned {type(states).__name__}, but a kernel's state must have "
+            "`position` and a scalar uint32 `status`: make it a NamedTuple with both, starting at `jnp.uint32(0)`"
+        )
+    return states
 
 
 _init_given = eqx.filter_jit(init_chains)

@@ -91,6 +91,16 @@ class Involution(Protocol):
         ...
 
 
+def require_floating(kernel: str, position: Position) -> None:
+    """Raises `TypeError`, with the name of the kernel, unless all leaves of the position are floating-point."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(position):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{kernel} needs floating-point positions, but position{jax.tree_util.keystr(path)} is "
+                f"{jnp.result_type(leaf)}: convert it, or use another kernel for discrete coordinates"
+            )
+
+
 def relocate(target: Target, state: MHGState, position: Position) -> MHGState:
     """The state at another position, evaluated once (with gradients if `state` has them); for involutions."""
     point = evaluate(target, position, gradient=state.point.grad_log_prior is not None)

@@ -82,6 +82,10 @@ def particle_filter(
     """
     scheme = find_scheme(resampling)
     _check_sizes(model, num_particles, num_replicates)
+    if is_concrete(ess_threshold) and not 0 <= float(ess_threshold) <= 1:
+        raise ValueError(f"`ess_threshold` is {ess_threshold}; needed a number in [0, 1]")
+    if not (record is None or callable(record)):
+        raise TypeError(f"`record` is {record!r}; needed a function of a `Population`, or None")
     levels = jnp.asarray(quantiles, jnp.zeros(()).dtype)
     if levels.ndim != 1 or not all(0 < level < 1 for level in np.asarray(quantiles)):
         raise ValueError(f"`quantiles` is {quantiles}; needed levels strictly between 0 and 1, such as (0.05, 0.95)")
@@ -89,7 +93,7 @@ def particle_filter(
     run = _run if is_traceable(extend(model)) else _replicated
     result = run(key, model, scheme, ess_below(ess_threshold), summary, num_replicates)
     if throw and is_concrete(result.status):
-        result.check()
+        result.check()  # the result travels on the error
     return result
 
 
@@ -108,7 +112,7 @@ def find_scheme(resampling: str | AbstractScheme) -> AbstractScheme:
     """
     if isinstance(resampling, AbstractScheme):
         return resampling
-    if resampling not in ALL_SCHEMES:
+    if not isinstance(resampling, str) or resampling not in ALL_SCHEMES:
         raise ValueError(f"`resampling` is {resampling!r}; needed one of {sorted(ALL_SCHEMES)} or a scheme")
     return ALL_SCHEMES[resampling]
 
@@ -120,6 +124,8 @@ def _check_sizes(model: FeynmanKac, num_particles: int, num_replicates: int | No
         )
     if num_replicates is not None and (not isinstance(num_replicates, int) or num_replicates < 2):
         raise ValueError(f"`num_replicates` is {num_replicates}; needed None or an integer >= 2")
+    if num_replicates is not None and not model.traceable:
+        raise ValueError("`num_replicates` needs a model that can be traced; run this one several times instead")
     spawn(model, num_particles)  # raises for a bad `num_particles`
 
 
@@ -150,21 +156,29 @@ class _Summary(eqx.Module):
         return report
 
 
-def weighted_mean(relative: Float[Array, " n"], total: Float[Array, ""], values: Array) -> Array:
-    """The mean over the leading axis; NaN if all weights are zero. Values of weight zero are not looked at."""
+def weighted_mean(relative: Float[Array, " n"], total: Float[Array, ""], values: Array) -> Array | None:
+    """The mean over the leading axis; NaN if all weights are zero, None for what has no mean (keys).
+
+    Values of weight zero are not looked at.
+    """
     if not (jnp.issubdtype(values.dtype, jnp.number) or values.dtype == jnp.bool_):
-        return jnp.zeros((), relative.dtype)  # keys and the like have no mean
+        return None
     shape = (-1,) + (1,) * (values.ndim - 1)
     weights = relative.reshape(shape)
-    kept = jnp.where(weights > 0, values.astype(relative.dtype), 0)
+    dtype = jnp.promote_types(values.dtype, relative.dtype) if jnp.iscomplexobj(values) else relative.dtype
+    weights = weights.astype(dtype)
+    kept = jnp.where(relative.reshape(shape) > 0, values.astype(dtype), 0)
     return jnp.where(total > 0, jnp.sum(weights * kept, axis=0) / total, jnp.nan)
 
 
-def weighted_quantiles(relative: Float[Array, " n"], values: Array, levels: Float[Array, " q"]) -> Array:
+def weighted_quantiles(relative: Float[Array, " n"], values: Array, levels: Float[Array, " q"]) -> Array | None:
     """The smallest value below or at which lies the fraction `level` of the weight; [q, ...] for values [N, ...].
 
-    NaN if all weights are zero.
+    NaN if all weights are zero, None for what has no order (complex numbers, keys).
     """
+    ordered = jnp.issubdtype(values.dtype, jnp.floating) or jnp.issubdtype(values.dtype, jnp.integer)
+    if not (ordered or values.dtype == jnp.bool_):
+        return None
 
     def column(x: Float[Array, " n"]) -> Float[Array, " q"]:
         ordered, weights = jax.lax.sort((x, relative), num_keys=1)

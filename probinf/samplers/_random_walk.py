@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._factor import Factor, check_dimension, factor_of, require_positive, times
-from probinf.samplers._mhg import MHG, MHGInfo, MHGState, relocate
+from probinf.samplers._mhg import MHG, MHGInfo, MHGState, relocate, require_floating
 
 
 class StandardNormal(eqx.Module):
@@ -84,7 +84,12 @@ class RandomWalk(eqx.Module):
         return self
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
-        """The state at `position`."""
+        """The state at `position`.
+
+        Raises:
+            TypeError: a leaf of `position` is not a floating-point array: rounded steps would bias the draws.
+        """
+        require_floating("a random walk", position)
         return self._mhg().init(key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from probinf.core import PRNGKey, choose, cumulative_sum
+from probinf.core import PRNGKey, choose, cumulative_sum, weight_dtype
 from probinf.samplers._fixed_point import (
     FixedPoint,
     ancestors_from_ends,
@@ -36,7 +36,7 @@ Ancestors = Int[Array, " n"]
 class AbstractScheme(eqx.Module):
     r"""A resampling scheme: `scheme(key, weights, pinned=False) -> ancestors`.
 
-    Weights are unnormalised and >= 0; NaN, negative and infinite ones count as zero and are never chosen. If
+    Weights are unnormalised and >= 0, with a finite sum; NaN, negative and infinite ones count as zero. If
     all are zero the result is the identity. With N particles in float32, `|N_i - N W_i|` exceeds the
     scheme's own bound by at most `2**-17 + N W_i 2**-22`.
     """
@@ -61,6 +61,7 @@ class AbstractScheme(eqx.Module):
             raise ValueError(f"`weights` has shape {weights.shape}; needed (N,) with N at least {least}")
         if not jnp.issubdtype(weights.dtype, jnp.floating):
             raise TypeError(f"`weights` has dtype {weights.dtype}; needed a floating dtype: convert it first")
+        weights = weights.astype(weight_dtype(weights.dtype))
         return choose(key, self, jax.lax.stop_gradient(weights), pinned)
 
     @abc.abstractmethod

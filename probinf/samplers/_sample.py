@@ -18,10 +18,10 @@ from probinf.core._draws import Draws
 from probinf.core._driver import Run, run_steps
 from probinf.core._fingerprint import fingerprint_of
 from probinf.core._kernel import Kernel
-from probinf.core._status import FATAL, Status, check_status
+from probinf.core._status import FATAL, InferenceError, Status, check_status
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
-from probinf.samplers._initial import initial_states
+from probinf.samplers._initial import check_call, initial_states, step_chains
 from probinf.samplers._warmup import TunableKernel, check_target_accept, finish_warmup, start_warmup, warmup_step
 
 
@@ -56,11 +56,8 @@ class SampleStep(eqx.Module):
         return SampleState(chains, state.num_divergent + divergent.astype(jnp.int32), first), record
 
     def _transitions(self, key: PRNGKey, chains: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        num_chains = chains.status.shape[0]
-
         def one(chains: PyTree, key: PRNGKey) -> tuple[PyTree, dict[str, Array]]:
-            keys = jax.random.split(key, num_chains)
-            chains, info = jax.vmap(self.kernel.step, (0, None, 0))(keys, self.target, chains)
+            chains, info = step_chains(key, self.kernel, self.target, chains)
             return chains, info._asdict()
 
         if self.thin == 1:
@@ -147,8 +144,12 @@ def sample(
     Raises:
         ValueError: a count below 1 (`num_warmup` below 0), `target_accept` outside (0, 1), wrong shapes of
             `initial_position`, a mesh that does not divide the chains, or a checkpoint of another run.
-        InferenceError: a chain has a fatal status, before the first step where it starts at no finite density.
+        TypeError: `kernel` is no kernel, `target` is no `Target`, or an argument is traced: `sample` runs a loop on
+            the host, and under `jit` or `vmap` one uses `kernel.step` with `iterate` or `jax.lax.scan`.
+        InferenceError: a chain has a fatal status, before the first step where it starts at no finite density. After
+            the run, `error.result` is the flagged `Draws`, so nothing is lost.
     """
+    check_call("sample", key, kernel, target, initial_position)
     _check_counts(num_samples=num_samples, num_warmup=num_warmup, num_chains=num_chains, thin=thin)
     check_target_accept(target_accept)
     begun = time.perf_counter()
@@ -181,12 +182,11 @@ def sample(
         collect=collect,
         reducer=None if reducer is None else _OfSamples(reducer),
         checkpoint=folders[1] if warmed else None,
+        describe=_describe,
         **options,
     )
     interrupted = run.interrupted or not warmed
     status = np.asarray(run.state.chains.status) | np.uint32(int(Status.INTERRUPTED) if interrupted else 0)
-    if throw:
-        check_status(status, what="sample", counts=_counts(run))
     attrs = {
         "num_warmup": num_warmup,
         "thin": thin,
@@ -197,7 +197,7 @@ def sample(
     }
     if reducer is not None:
         attrs["reduced"] = run.reduced
-    return Draws(
+    draws = Draws(
         samples=_by_chain(run.records["samples"]) if collect else {},
         info=_by_chain(run.records["info"]) if collect else {},
         status=status,
@@ -206,6 +206,13 @@ def sample(
         state=run.state.chains,
         attrs=attrs,
     )
+    if throw:
+        try:
+            check_status(status, what="sample", counts=_counts(run))
+        except InferenceError as error:
+            error.result = draws
+            raise
+    return draws
 
 
 def _check_counts(**counts: int) -> None:
@@ -262,6 +269,12 @@ def _place(
 
 def _by_chain(records: PyTree) -> PyTree:
     return jax.tree.map(lambda a: np.swapaxes(np.asarray(a), 0, 1), records)
+
+
+def _describe(state: SampleState, records: PyTree) -> str:
+    """The text beside the progress bar."""
+    del records
+    return f"{np.asarray(state.num_divergent).sum(dtype=np.int64)} divergences"
 
 
 def _counts(run: Run) -> dict[str, str]:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from probinf.core._driver import run_steps
 from probinf.core._kernel import Kernel
-from probinf.core._status import is_fatal
+from probinf.core._status import FATAL, InferenceError, Status, check_status, is_fatal
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 from probinf.samplers._adaptation import (
@@ -31,7 +32,7 @@ from probinf.samplers._adaptation import (
     update_averaging,
     update_welford,
 )
-from probinf.samplers._initial import initial_states
+from probinf.samplers._initial import check_call, initial_states, step_chains
 
 MAX_DOUBLINGS = 100
 
@@ -112,8 +113,7 @@ class WarmupStep(eqx.Module):
         return WarmupState(chains, averaging, welford, factor, at_end), acceptance
 
     def _advance(self, key: PRNGKey, kernel: Any, chains: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        keys = jax.random.split(key, chains.status.shape[0])
-        chains, info = jax.vmap(kernel.step, (0, None, 0))(keys, self.target, chains)
+        chains, info = step_chains(key, kernel, self.target, chains)
         healthy = gather(~is_fatal(chains.status), self.mesh)
         return chains, _mean(gather(info.acceptance_rate, self.mesh), healthy)
 
@@ -202,6 +202,7 @@ def warmup(
     num_chains: int = 4,
     initial_position: Any = None,
     target_accept: float | None = None,
+    throw: bool = True,
 ) -> Any:
     """Tunes a kernel: the step size by dual averaging, the matrix in the windows of Stan, pooled over chains.
 
@@ -213,23 +214,37 @@ def warmup(
         num_chains: number of chains that learn together.
         initial_position: as for `sample`.
         target_accept: acceptance rate to aim at; None takes the kernel's (.8 for `hmc`, .234 for `random_walk`).
+        throw: raises where a chain has a fatal status, and warns where Ctrl-C cut the warm-up short; False hands
+            back the kernel all the same. Divergences are part of tuning and are not told.
 
     Returns:
         The tuned kernel: `sample(key, tuned, target, num_warmup=0)` uses it. Chains with a fatal status are left
         out; when all are, the kernel keeps its matrix.
 
     Raises:
-        TypeError: the kernel has nothing to tune.
+        TypeError: the kernel has nothing to tune, `target` is no `Target`, or an argument is traced.
         ValueError: a count below 1, or `target_accept` outside (0, 1).
+        InferenceError: a chain has a fatal status at its start, or at the end; then `error.result` is the kernel.
     """
     if not isinstance(kernel, TunableKernel):
         raise TypeError(f"a {type(kernel).__name__} has nothing to tune: `warmup` needs `step_size`, `tuned`, `short`")
+    check_call("warmup", key, kernel, target, initial_position)
     for name, value in (("num_steps", num_steps), ("num_chains", num_chains)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, but is {value}")
     check_target_accept(target_accept)
     key_init, key_run = jax.random.split(key)
     chains = initial_states(key_init, kernel, target, num_chains, initial_position)
+    if throw and np.any(np.asarray(is_fatal(chains.status))):
+        check_status(chains.status, what="warmup")
     step = warmup_step(kernel, target, num_steps, target_accept, None)
     run = run_steps(key_run, step, start_warmup(kernel, chains), num_steps, name="warmup", collect=False)
-    return finish_warmup(kernel, run.state)
+    tuned = finish_warmup(kernel, run.state)
+    if throw:
+        faults = np.asarray(run.state.chains.status) & np.uint32(int(FATAL))
+        try:
+            check_status(faults | np.uint32(int(Status.INTERRUPTED) if run.interrupted else 0), what="warmup")
+        except InferenceError as error:
+            error.result = tuned
+            raise
+    return tuned

@@ -2,13 +2,17 @@
 
 Planted bugs that these tests catch (each was tried by editing the code): constants of the code left out; closures left
 out; dtype left out; lengths not hashed (so that [[1], 2] equals [[1, 2]]); addresses kept in a `repr`; names of
-attributes read as globals; methods of the class not read.
+attributes read as globals; methods of the class not read; class constants, instances of libraries, partials and
+entries of modules not read.
 """
 
+import enum
 import functools
+import logging
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +59,23 @@ def named(source) -> dict[str, Any]:
     return space
 
 
+def with_global(value):
+    """A function that reads a global of this value."""
+    space = named("def f(x): return c(x)")
+    space["c"] = value
+    return space["f"]
+
+
+def with_module(source, deeper=""):
+    """A function that reads `m.c`, `m.g` and `m.deep.c` of a module with this source."""
+    space = named("def f(x): return m.c + m.g(x) + m.deep.c")
+    space["m"], inside = types.ModuleType("mine"), types.ModuleType("mine.deep")
+    exec(source, vars(space["m"]))
+    exec(deeper, vars(inside))
+    space["m"].deep, inside.m = inside, space["m"]
+    return space["f"]
+
+
 class Pair(NamedTuple):
     a: int
     b: int
@@ -64,6 +85,9 @@ class Other(NamedTuple):
     a: int
     b: int
 
+
+LAZY = dist.Categorical(logits=jnp.zeros(3))
+LAZY_PROBABILITIES = LAZY.probs  # kept by the distribution in its `__dict__`
 
 DIFFERENT = {
     "values": (jnp.ones(3), jnp.full(3, 1.5)),
@@ -98,6 +122,22 @@ DIFFERENT = {
         named("class A:\n def __call__(self, x): return x")["A"](),
         named("class A:\n def __call__(self, x): return -x")["A"](),
     ),
+    "methods of modules": (
+        named("import equinox\nclass A(equinox.Module):\n def __call__(self, x): return x")["A"](),
+        named("import equinox\nclass A(equinox.Module):\n def __call__(self, x): return -x")["A"](),
+    ),
+    "class constants": (
+        named("import equinox\nclass A(equinox.Module):\n S = 1.0\n def f(self, x): return self.S * x")["A"](),
+        named("import equinox\nclass A(equinox.Module):\n S = 3.0\n def f(self, x): return self.S * x")["A"](),
+    ),
+    "global instances of libraries": (
+        with_global(dist.Normal(0.0, 1.0)),
+        with_global(dist.Normal(0.0, 5.0)),
+    ),
+    "global partials": (with_global(functools.partial(helper, 1)), with_global(functools.partial(helper, 2))),
+    "constants of modules": (with_module("c = 1"), with_module("c = 2")),
+    "functions of modules": (with_module("def g(x): return x"), with_module("def g(x): return -x")),
+    "constants of modules in modules": (with_module("", "c = 1"), with_module("", "c = 2")),
     "inherited methods": (
         named("class B:\n def f(self, x): return x\nclass A(B): pass")["A"](),
         named("class B:\n def f(self, x): return -x\nclass A(B): pass")["A"](),
@@ -110,6 +150,9 @@ SAME = {
     "order in a set": ({"x", "yy", "zzz"}, {"zzz", "yy", "x"}),
     "closures": (closure(jnp.ones(2)), closure(jnp.ones(2))),
     "modules": (Model(jnp.ones(2)), Model(jnp.ones(2))),
+    "modules read elsewhere": (with_module("z = 1"), with_module("z = 2")),
+    "loggers": (with_global(logging.getLogger("one")), with_global(logging.getLogger("two"))),
+    "lazily computed attributes": (with_global(LAZY), with_global(dist.Categorical(logits=jnp.zeros(3)))),
     "compiled functions": (jax.jit(helper), jax.jit(helper)),
     "objects": (object(), object()),
     "docstrings": (
@@ -123,7 +166,20 @@ SAME = {
 }
 
 
+class Flags(enum.IntFlag):
+    ONE = 1
+    TWO = 2
+
+
 class TestFingerprint:
+    def test_flags_that_were_combined(self):
+        before = fingerprint_of(Flags)
+        assert int(Flags.ONE | Flags.TWO) == 3  # Python keeps the combination in the class
+        assert fingerprint_of(Flags) == before
+        assert fingerprint_of(named("import enum\nclass E(enum.Enum):\n A = 1")["E"]) != fingerprint_of(
+            named("import enum\nclass E(enum.Enum):\n A = 2")["E"]
+        )
+
     @pytest.mark.parametrize("name", DIFFERENT)
     def test_different(self, name):
         one, two = DIFFERENT[name]
@@ -154,7 +210,12 @@ class TestFingerprint:
             "import jax, jax.numpy as jnp, numpyro.distributions as dist\n"
             "from probinf.core._fingerprint import fingerprint_of\n"
             "from probinf.core._reducers import Moments\n"
-            "print(fingerprint_of(Moments(), jnp.arange(3), {'b', 'a', 'c'}, dist.Normal(0.0, 1.0), jnp.sin))"
+            "from probinf.core._target import Target\n"
+            "from probinf.samplers._hmc import hmc\n"
+            "prior = dist.Categorical(logits=jnp.zeros(3))\n"
+            "def f(x): return prior.log_prob(x)\n"
+            "print(fingerprint_of(Moments(), hmc(), Target(f)))\n"
+            "print(fingerprint_of(jnp.arange(3), {'b', 'a', 'c'}, dist.Normal(0.0, 1.0), jnp.sin))"
         )
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
         hashes = {

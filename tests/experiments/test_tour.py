@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinf.core._draws import Draws
+from probinf.core import Draws
 from probinf.experiments import _tour_nile as nile
 from probinf.experiments import _tour_regression as regression
 from probinf.experiments import find, load, run_experiment
 from probinf.experiments._page import plain
 from probinf.experiments._tour import Config
 
-SMALL = Config(num_warmup=300, num_samples=400, num_leapfrog=12, num_particles=1000, num_replicates=16)
+SMALL = Config(num_warmup=600, num_samples=1500, num_leapfrog=16, num_particles=1000, num_replicates=16)
 FITTED = {"observation": 15099.0, "level": 1469.1, "log_likelihood": -632.5}
 
 
@@ -100,7 +100,7 @@ class TestNileClaims:
 
     def test_a_nan_anywhere_upholds_nothing(self, series):
         full, holes = series
-        broken = dataclasses.replace(full.found, mean=np.full_like(full.found.mean, np.nan))
+        broken = dataclasses.replace(full.found, mean=jnp.full_like(full.found.mean, jnp.nan))
         metrics = plain(nile.measure(FITTED, full._replace(found=broken), holes))
         json.dumps(metrics, allow_nan=False)
         found = nile.claims(metrics)

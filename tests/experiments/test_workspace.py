@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probinf.core import Status
-from probinf.core._draws import Draws
+from probinf.core import Draws, Status
 from probinf.experiments import FolderError, Part, Section, open_workspace
 from probinf.experiments._workspace import differences, write_json, write_text
 

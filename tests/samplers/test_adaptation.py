@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinf.core._status import is_fatal
+from probinf.core._status import InferenceError, InferenceWarning, is_fatal
 from probinf.core._target import Target
+from probinf.samplers import _warmup
 from probinf.samplers._adaptation import (
     regularised_factor,
     stan_windows,
@@ -155,7 +156,8 @@ def test_a_failed_chain_is_left_out_of_what_is_pooled() -> None:
     assert float(acceptance) == float(expected)
     np.testing.assert_array_equal(state.chains.position[:2], without.chains.position)
     assert float(state.averaging.log_step) == float(without.averaging.log_step)
-    tuned = warmup(jax.random.key(0), hmc(0.1, 3), target, num_steps=300, num_chains=3, initial_position=positions)
+    tuned = warmup(jax.random.key(0), hmc(0.1, 3), target, num_steps=300, num_chains=3, initial_position=positions,
+                   throw=False)  # fmt: skip
     np.testing.assert_allclose(tuned.factor, 1.0, atol=0.3)
 
 
@@ -188,3 +190,26 @@ def test_warmup_checks_its_arguments() -> None:
         warmup(jax.random.key(0), "hmc", target)
     with pytest.raises(ValueError, match="sample_prior"):
         warmup(jax.random.key(0), hmc(), target)
+    with pytest.raises(TypeError, match=r"`warmup` runs a loop on the host.*`key` is traced"):
+        jax.jit(lambda k: warmup(k, hmc(), target, initial_position=jnp.ones((4, 1))))(jax.random.key(0))
+
+
+def test_warmup_raises_on_fatal_chains_at_either_end() -> None:
+    bad_start = Target(lambda x: jnp.where(x[0] > 50, jnp.nan, -0.5 * jnp.sum(x * x)))
+    positions = jnp.array([[0.3], [100.0]])
+    options: dict[str, Any] = {"num_steps": 30, "num_chains": 2}
+    with pytest.raises(InferenceError, match=r"`warmup` failed.\nNONFINITE_INIT \[members \[1\] of 2\]"):
+        warmup(jax.random.key(0), hmc(0.1, 3), bad_start, initial_position=positions, **options)
+    # Density +inf a little away from the start: met on the way.
+    bad_end = Target(lambda x: jnp.where(jnp.abs(x[0]) > 1, jnp.inf, -0.5 * jnp.sum(x * x)))
+    with pytest.raises(InferenceError, match="POSINF_LOG_WEIGHT") as caught:
+        warmup(jax.random.key(0), random_walk(1.0), bad_end, initial_position=jnp.zeros((2, 1)), **options)
+    assert type(caught.value.result).__name__ == "RandomWalk"
+
+
+def test_warmup_warns_when_interrupted(monkeypatch: Any) -> None:
+    whole = _warmup.run_steps
+    monkeypatch.setattr(_warmup, "run_steps", lambda *a, **k: whole(*a, **k)._replace(interrupted=True))
+    target, start = Target(Gaussian(jnp.float32(1.0))), jnp.zeros((2, 1))
+    with pytest.warns(InferenceWarning, match="INTERRUPTED"):
+        warmup(jax.random.key(0), hmc(0.1, 3), target, num_steps=10, num_chains=2, initial_position=start)

@@ -208,7 +208,7 @@ def test_own_composition_is_the_filter():
     step = pb.sequence(pb.resample(systematic, when=pb.ess_below(0.9)), pb.extend(fk))
     population, record = pb.iterate(step, over=jnp.arange(1, 4))(jax.random.key(0), pb.spawn(fk, 50)(jax.random.key(1)))
     assert record["log_evidence"].shape == (3,)
-    np.testing.assert_allclose(record["log_evidence"][-1], population.log_evidence)
+    np.testing.assert_allclose(record["log_evidence"][-1], population.log_evidence, rtol=1e-6)
     assert abs(float(population.log_evidence) - np.log(exact_evidence(fk))) < 0.5
 
 
@@ -244,8 +244,8 @@ def test_history_and_paths():
         ({"num_particles": 0}, "`num_particles` is 0"),
         ({"num_particles": -3}, "`num_particles` is -3"),
         ({"num_particles": 10, "resampling": "sistematic"}, "`resampling` is 'sistematic'"),
-        ({"num_particles": 10, "ess_threshold": 1.5}, "`fraction` is 1.5"),
-        ({"num_particles": 10, "ess_threshold": float("nan")}, "`fraction` is nan"),
+        ({"num_particles": 10, "ess_threshold": 1.5}, "`ess_threshold` is 1.5"),
+        ({"num_particles": 10, "ess_threshold": float("nan")}, "`ess_threshold` is nan"),
         ({"num_particles": 10, "quantiles": (0.0, 0.5)}, "`quantiles`"),
         ({"num_particles": 10, "num_replicates": 1}, "`num_replicates` is 1"),
     ],
@@ -358,3 +358,93 @@ def test_iterate_until():
         pb.iterate(step, until=lambda p: p.ess < 1)
     with pytest.raises(ValueError, match="exactly one"):
         pb.iterate(step)
+
+
+class Constant(pb.FeynmanKac):
+    """Potentials that do not depend on the state: the evidence is their product."""
+
+    batch: ClassVar[bool] = True
+    log_values: jax.Array
+
+    @property
+    def num_steps(self):
+        return self.log_values.shape[0]
+
+    def init(self, key, num_particles):
+        return jnp.zeros(num_particles, self.log_values.dtype)
+
+    def mutate(self, key, t, x):
+        return x
+
+    def log_potential(self, t, x_prev, x):
+        return jnp.full(x.shape, self.log_values[t], jnp.float32)
+
+
+@pytest.mark.parametrize("ess_threshold", [0.0, 1.0])
+def test_evidence_does_not_drift_in_float32(ess_threshold):
+    # A plain float32 sum of 20,000 such terms is off by 20.
+    values = np.full(20_000, -10.1, np.float32)
+    out = particle_filter(
+        jax.random.key(0), Constant(jnp.asarray(values)), num_particles=4, ess_threshold=ess_threshold
+    )
+    exact = values.astype(np.float64).sum()
+    assert abs(float(out.log_evidence) - exact) < 0.05
+    assert abs(float(np.cumsum(values, dtype=np.float32)[-1]) - exact) > 5
+
+
+def test_half_precision_particles_have_float32_weights():
+    out = particle_filter(jax.random.key(0), Constant(jnp.zeros(3, jnp.float16)), num_particles=5000)
+    assert out.ess.dtype == jnp.float32
+    np.testing.assert_allclose(out.ess, 5000, rtol=1e-5)
+
+
+def test_look_ahead_that_is_not_finite_keeps_the_evidence():
+    population = fresh_population(jnp.arange(4.0))
+
+    def look_ahead(step, x):
+        return jnp.array([0.0, jnp.nan, -jnp.inf, 1.0])
+
+    resampled, info = pb.resample(systematic, look_ahead=look_ahead)(jax.random.key(0), population)
+    assert bool(info.resampled)
+    assert int(resampled.status) == pb.Status.NAN_LOG_WEIGHT
+    assert np.isfinite(resampled.log_evidence)
+
+
+def test_wrong_number_of_particles_is_refused():
+    class Seven(Faulty):
+        def init(self, key, num_particles):
+            return jnp.zeros(7)
+
+    with pytest.raises(ValueError, match="drew 7 particles; asked for 4"):
+        particle_filter(jax.random.key(0), Seven(jnp.zeros((2, 4))), num_particles=4)
+
+
+def test_model_with_fields_only():
+    class Fields(pb.FeynmanKac):
+        num_steps: int
+        scale: jax.Array
+
+        def init(self, key):
+            return jax.random.normal(key)
+
+        def mutate(self, key, t, x):
+            return x + self.scale * jax.random.normal(key)
+
+        def log_potential(self, t, x_prev, x):
+            return -(x**2)
+
+    out = particle_filter(jax.random.key(0), Fields(3, jnp.float32(0.1)), num_particles=8)  # pyright: ignore
+    assert out.ess.shape == (3,)
+
+
+def test_the_error_carries_the_result():
+    with pytest.raises(pb.InferenceError) as caught:
+        particle_filter(jax.random.key(0), Faulty(jnp.asarray(with_fault(np.inf, 2, 0))), num_particles=4)
+    assert caught.value.result.first_bad_step == 2
+
+
+def test_replicates_are_not_one_population():
+    out = particle_filter(jax.random.key(0), skewed_model(3, dtype=np.float32), num_particles=10, num_replicates=3)
+    with pytest.raises(ValueError, match="vmap"):
+        _ = out.population.ess
+    assert "3 members" not in out.summary()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -29,6 +29,7 @@ from probinf.core._reducers import Moments
 from probinf.core._status import InferenceError, InferenceWarning, Status
 from probinf.core._target import Target
 from probinf.samplers._hmc import hmc
+from probinf.samplers._initial import check_call
 from probinf.samplers._mhg import mhg
 from probinf.samplers._random_walk import Shift, StandardNormal, random_walk
 from probinf.samplers._sample import sample
@@ -339,7 +340,7 @@ def test_infinite_density_is_fatal_and_freezes() -> None:
         "num_chains": 2,
         "initial_position": jnp.zeros((2, 2)),
     }
-    with pytest.raises(InferenceError, match="POSINF_LOG_WEIGHT"):
+    with pytest.raises(InferenceError, match="POSINF_LOG_WEIGHT") as caught:
         sample(jax.random.key(0), random_walk(1.0), target, **options)
     draws = sample(jax.random.key(0), random_walk(1.0), target, throw=False, **options)
     for chain in range(2):
@@ -348,6 +349,95 @@ def test_infinite_density_is_fatal_and_freezes() -> None:
         frozen = draws.samples[chain, bad[0] :]
         assert np.all(frozen == frozen[0])
         assert frozen[0, 0] <= 1.0
+    np.testing.assert_array_equal(caught.value.result.samples, draws.samples)
+
+
+class PlainState(NamedTuple):
+    position: Any
+    status: Any
+
+
+class PlainInfo(NamedTuple):
+    acceptance_rate: Any
+    status: Any
+
+
+class Plain(eqx.Module):
+    """A user's kernel: stays where it is and flags its steps in the info alone; `wrong` says what it lacks."""
+
+    wrong: str = eqx.field(static=True, default="")
+
+    def init(self, key: Any, target: Any, position: Any) -> Any:
+        del key, target
+        if self.wrong == "state":
+            return (position, jnp.uint32(0))
+        return PlainState(position, jnp.int32(0) if self.wrong == "dtype" else jnp.uint32(0))
+
+    def step(self, key: Any, target: Any, state: Any) -> Any:
+        del key, target
+        info = PlainInfo(jnp.float32(1.0), jnp.uint32(int(Status.DIVERGENT)))
+        return state, {"status": info.status} if self.wrong == "info" else info
+
+
+def test_a_kernel_of_the_user() -> None:
+    target = Target(half_square)
+    options: dict[str, Any] = {"num_samples": 3, "num_chains": 2, "initial_position": jnp.zeros((2, 2))}
+    for num_warmup in (0, 5):
+        draws = sample(jax.random.key(0), Plain(), target, throw=False, num_warmup=num_warmup, **options)
+        assert draws.status.tolist() == [int(Status.DIVERGENT)] * 2
+    for wrong, match in (("state", "`position`"), ("dtype", "uint32"), ("info", "NamedTuple of arrays")):
+        with pytest.raises(TypeError, match=f"of Plain returned .*{match}"):
+            sample(jax.random.key(0), Plain(wrong), target, num_warmup=0, **options)
+
+
+def test_arguments_that_are_no_kernel_or_target_or_traced() -> None:
+    target, options = Target(half_square), {"num_samples": 3, "initial_position": jnp.zeros((4, 2))}
+    with pytest.raises(TypeError, match=r"`kernel` is 'hmc', but needs methods .* pass one such as `hmc\(\)`"):
+        check_call("sample", jax.random.key(0), "hmc", target, None)
+    with pytest.raises(TypeError, match=r"`target` is <function half_square.*`Target\(log_density\)`"):
+        check_call("sample", jax.random.key(0), hmc(), half_square, None)
+    with pytest.raises(TypeError, match=r"`sample` runs a loop on the host.*`key` is traced.*jax.lax.scan"):
+        jax.vmap(lambda key: sample(key, hmc(), target, **options).samples)(jax.random.split(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", ["log_prior", "log_likelihood"])
+@pytest.mark.parametrize("kernel", [hmc(), random_walk()], ids=["hmc", "random_walk"])
+def test_densities_that_are_no_scalars(name: str, kernel: Any) -> None:
+    target = Target(**({"log_likelihood": half_square} | {name: lambda x: -0.5 * x * x}))
+    with pytest.raises(ValueError, match=rf"`{name}` of the target returned an array of shape \(2,\)"):
+        sample(jax.random.key(0), kernel, target, num_samples=3, initial_position=jnp.zeros((4, 2)))
+
+
+def test_integer_positions_are_refused() -> None:
+    for kernel in (hmc(), random_walk()):
+        with pytest.raises(TypeError, match=r"needs floating-point positions, but position\['n'\] is int32"):
+            sample(
+                jax.random.key(0), kernel, Target(lambda x: -1.0 * jnp.sum(x["n"] ** 2)), num_samples=3,
+                initial_position={"n": jnp.zeros((4, 2), jnp.int32)},
+            )  # fmt: skip
+
+
+class Spread(eqx.Module):
+    """A density with a class constant."""
+
+    SIGMA = 1.0
+
+    def __call__(self, x: Any) -> Any:
+        return -0.5 * jnp.sum(x * x) / self.SIGMA**2
+
+
+def test_a_changed_class_constant_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(num_samples: int) -> Any:
+        return sample(
+            jax.random.key(0), random_walk(), Target(Spread()), num_samples=num_samples, num_warmup=5, num_chains=2,
+            initial_position=jnp.zeros((2, 2)), checkpoint=tmp_path / "run",
+        )  # fmt: skip
+
+    first = run(5)
+    np.testing.assert_array_equal(run(8).samples[:, :5], first.samples)
+    monkeypatch.setattr(Spread, "SIGMA", 3.0)
+    with pytest.raises(ValueError, match=r"another run|fingerprint"):
+        run(10)
 
 
 def test_interrupt_returns_what_is_done() -> None:
