@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from probinf.core import is_concrete
 from probinf.core._kernel import Kernel
 from probinf.core._status import is_fatal
 from probinf.core._target import Target
@@ -53,7 +54,7 @@ def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int
 def check_call(what: str, key: PRNGKey, kernel: Any, target: Any, initial_position: Any) -> None:
     """Raises `TypeError` for arguments that are no kernel or no target, and inside `jit`, `vmap` or `grad`."""
     for name, value in {"key": key, "kernel": kernel, "target": target, "initial_position": initial_position}.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        if not is_concrete(value):
             raise TypeError(
                 f"`{what}` runs a loop on the host and cannot be called under `jit`, `vmap` or `grad`, but `{name}` is "
                 f"traced ({type(value).__name__}): there, use `kernel.step` with `iterate` or `jax.lax.scan`"
@@ -110,7 +111,8 @@ def init_chains(key: PRNGKey, kernel: Kernel, target: Target, positions: PyTree)
     num_chains = jax.tree.leaves(positions)[0].shape[0]
     states = jax.vmap(kernel.init, (0, None, 0))(jax.random.split(key, num_chains), target, positions)
     status = getattr(states, "status", None)
-    if not hasattr(states, "position") or getattr(status, "dtype", None) != jnp.uint32 or status.shape != (num_chains,):
+    flagged = isinstance(status, jax.Array) and status.dtype == jnp.uint32 and status.shape == (num_chains,)
+    if not (flagged and hasattr(states, "position")):
         raise TypeError(
             f"the `init` of {type(kernel).__name__} returned {type(states).__name__}, but a kernel's state must have "
             "`position` and a scalar uint32 `status`: make it a NamedTuple with both, starting at `jnp.uint32(0)`"

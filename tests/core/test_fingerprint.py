@@ -72,7 +72,7 @@ def with_module(source, deeper=""):
     space["m"], inside = types.ModuleType("mine"), types.ModuleType("mine.deep")
     exec(source, vars(space["m"]))
     exec(deeper, vars(inside))
-    space["m"].deep, inside.m = inside, space["m"]
+    vars(space["m"])["deep"], vars(inside)["m"] = inside, space["m"]
     return space["f"]
 
 
@@ -87,7 +87,7 @@ class Other(NamedTuple):
 
 
 LAZY = dist.Categorical(logits=jnp.zeros(3))
-LAZY_PROBABILITIES = LAZY.probs  # kept by the distribution in its `__dict__`
+LAZY_PROBABILITIES = getattr(LAZY, "probs")  # noqa: B009 - kept by the distribution in its `__dict__`
 
 DIFFERENT = {
     "values": (jnp.ones(3), jnp.full(3, 1.5)),

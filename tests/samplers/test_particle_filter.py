@@ -421,7 +421,7 @@ def test_wrong_number_of_particles_is_refused():
 
 def test_model_with_fields_only():
     class Fields(pb.FeynmanKac):
-        num_steps: int
+        num_steps: int  # pyright: ignore[reportIncompatibleMethodOverride]
         scale: jax.Array
 
         def init(self, key):
@@ -433,7 +433,7 @@ def test_model_with_fields_only():
         def log_potential(self, t, x_prev, x):
             return -(x**2)
 
-    out = particle_filter(jax.random.key(0), Fields(3, jnp.float32(0.1)), num_particles=8)  # pyright: ignore
+    out = particle_filter(jax.random.key(0), Fields(3, jnp.float32(0.1)), num_particles=8)
     assert out.ess.shape == (3,)
 
 
@@ -443,6 +443,7 @@ def test_the_error_carries_the_result():
     assert caught.value.result.first_bad_step == 2
 
 
+@pytest.mark.no_key_reuse  # vmap of a scan over keys
 def test_replicates_are_not_one_population():
     out = particle_filter(jax.random.key(0), skewed_model(3, dtype=np.float32), num_particles=10, num_replicates=3)
     with pytest.raises(ValueError, match="vmap"):
