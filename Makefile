@@ -39,7 +39,7 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core
-	$(BIN)/probinf run tour
+	$(BIN)/probinf run tour --overwrite
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)

@@ -39,6 +39,9 @@ def fingerprint_of(*objects: Any) -> str:
     and environment variables it reads, the state of objects that show it neither in `__dict__` nor in `repr`, and
     changes inside the well-known libraries, which the manifest tells by their versions at most.
 
+    Args:
+        *objects: anything: kernels, targets, keys, settings.
+
     Returns:
         32 hexadecimal digits.
     """
