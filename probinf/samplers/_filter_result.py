@@ -95,7 +95,7 @@ class FilterResult(eqx.Module):
 
     @property
     def _standard_error(self) -> np.ndarray:
-        return np.sqrt(np.maximum(np.asarray(self.log_evidence_variance), 0))
+        return np.asarray(np.sqrt(np.maximum(np.asarray(self.log_evidence_variance), 0)))
 
     def summary(self) -> str:
         """A short table: evidence with its standard error, ESS, resampling and status."""
