@@ -1,5 +1,6 @@
 """What a particle filter returns."""
 
+import io
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -110,9 +111,9 @@ class FilterResult(eqx.Module):
         table.add_row("resampled", f"{int(np.sum(np.asarray(self.resampled)))} times ({self.scheme})")
         flags = Status(int(np.bitwise_or.reduce(np.ravel(np.asarray(self.status)))))
         table.add_row("status", flags.name or "OK")
-        console = Console(width=100, record=True, file=open_null())
-        console.print(table)
-        return console.export_text()
+        text = io.StringIO()
+        Console(file=text, width=100, no_color=True).print(table)
+        return text.getvalue()
 
 
 def _shown(values: Any, form: str) -> str:
@@ -121,10 +122,3 @@ def _shown(values: Any, form: str) -> str:
     if values.size == 1:
         return format(float(values[0]), form)
     return f"{format(float(values.min()), form)} to {format(float(values.max()), form)} ({values.size} members)"
-
-
-def open_null() -> Any:
-    """A file that keeps nothing, for rendering tables to text."""
-    import io
-
-    return io.StringIO()
