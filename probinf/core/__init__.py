@@ -27,6 +27,7 @@ from probinf.core._kernel import Point as Point
 from probinf.core._kernel import evaluate as evaluate
 from probinf.core._kernel import point_gradient as point_gradient
 from probinf.core._kernel import point_log_density as point_log_density
+from probinf.core._particle_keys import map_particles as map_particles
 from probinf.core._particle_keys import particle_keys as particle_keys
 from probinf.core._population import Population as Population
 from probinf.core._population import weigh as weigh

@@ -8,15 +8,17 @@ key and on i alone, not on N or on the number of devices.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Key, PyTree, UInt32
 
 from probinf.core._types import PRNGKey
 
+_BLOCK = 512
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -33,8 +35,51 @@ def particle_keys(key: PRNGKey, num_particles: int) -> Key[Array, " n"]:
     Returns:
         A typed key array of shape [N].
     """
+    return _keys(_words(key), jax.lax.iota(jnp.uint32, num_particles))
+
+
+def map_particles(function: Callable, key: PRNGKey, num_particles: int, *items: PyTree[Array]) -> PyTree:
+    """`jax.vmap(function)(particle_keys(key, num_particles), *items)`; on CPU, for up to 2^14 particles, in blocks.
+
+    XLA splits a draw for a thousand particles between threads, and waiting for them costs more than the draw.
+    Blocks are below the size that it splits: a filter of 1e3 particles took 0.75 of the time, on half the cores.
+
+    Args:
+        function: `(key, *items) -> pytree`, of one particle.
+        key: PRNG key, consumed.
+        num_particles: N.
+        *items: leaves [N, ...].
+
+    Returns:
+        Leaves [N, ...].
+    """
+
+    def whole(words: Array, items: PyTree) -> PyTree:
+        return jax.vmap(function)(_keys(words, jax.lax.iota(jnp.uint32, num_particles)), *items)
+
+    def in_blocks(words: Array, items: PyTree) -> PyTree:
+        count = -(-num_particles // _BLOCK)
+        size = -(-num_particles // (16 * count)) * 16
+
+        def split(leaf: Array) -> Array:
+            # The last block is filled up with copies of the last item, so that nothing new is met there.
+            filled = jnp.pad(leaf, [(0, count * size - num_particles)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+            return filled.reshape(count, size, *leaf.shape[1:])
+
+        def draw(start: Array, block: PyTree) -> tuple[Array, PyTree]:
+            index = start + jax.lax.iota(jnp.uint32, size)
+            return start + jnp.uint32(size), jax.vmap(function)(_keys(words, index), *block)
+
+        _, drawn = jax.lax.scan(draw, jnp.zeros((), jnp.uint32), jax.tree.map(split, items), count)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_particles], drawn)
+
     words = _words(key)
-    index = jax.lax.iota(jnp.uint32, num_particles)
+    if not _BLOCK < num_particles <= 32 * _BLOCK:
+        return whole(words, items)
+    return jax.lax.platform_dependent(words, items, cpu=in_blocks, default=whole)
+
+
+def _keys(words: UInt32[Array, "2"], index: UInt32[Array, " n"]) -> Key[Array, " n"]:
     columns = [jnp.broadcast_to(words[0], index.shape), jnp.broadcast_to(words[1], index.shape), index]
     return jax.random.wrap_key_data(jnp.stack(columns, axis=-1), impl=_GENERATOR)
 

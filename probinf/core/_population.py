@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from probinf.core._status import is_fatal
+from probinf.core._sums import largest
 
 
 class Population(eqx.Module):
@@ -81,8 +82,8 @@ def weigh(log_weights: Float[Array, " n"]) -> Weighed:
     if log_weights.ndim != 1:
         raise ValueError(f"`log_weights` has shape {log_weights.shape}; needed (N,): `vmap` over several populations")
     count = log_weights.shape[0]
-    largest = jax.lax.stop_gradient(jnp.max(log_weights))
-    shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    top = largest(jax.lax.stop_gradient(log_weights))
+    shift = jnp.where(jnp.isfinite(top), top, 0)
     relative = jnp.exp(log_weights - shift)
     total = jnp.sum(relative)
     squares = jnp.vdot(relative, relative, precision=jax.lax.Precision.HIGHEST)

@@ -10,15 +10,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 
 def view_shape(count: int) -> tuple[int, int]:
-    """(columns, rows) for `count` items: columns is a power of two, at most the square root of `count`.
+    """(columns, rows) for `count` items: columns is a power of two near the square root of `count`.
 
     Rows are whole vector registers: a remainder of 15 of 63 cost more than 48 full ones.
     """
-    columns = 1 << ((max(count, 1).bit_length() - 1) // 2)
+    columns = 1 << (max(count, 1).bit_length() // 2)
     rows = -(-count // columns)
     return columns, rows if rows < 16 else -(-rows // 16) * 16
 
@@ -36,7 +37,20 @@ def from_columns(values: Array, count: int) -> Array:
 
 def exclusive(sums: Int[Array, " rows"]) -> Int[Array, " rows"]:
     """The sum of all entries before each."""
-    return jnp.cumsum(sums, dtype=sums.dtype) - sums
+    count = sums.shape[0]
+    if count > 64:
+        return jnp.cumsum(sums, dtype=sums.dtype) - sums
+    before = np.tri(count, k=-1, dtype=bool)  # one pass, where `cumsum` takes four
+    return jnp.sum(jnp.where(before.T, sums[:, None], 0), axis=0, dtype=sums.dtype)
+
+
+def largest(values: Float[Array, " n"]) -> Float[Array, ""]:
+    """The largest, NaN if one is; as integers, because on CPU the maximum of floats is not vectorised."""
+    integer = jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")
+    flip = jnp.iinfo(integer).max  # turns the order of negative numbers; as a float it is NaN
+    bits = jax.lax.bitcast_convert_type(values, integer)
+    top = jnp.max(jnp.where(jnp.isnan(values), flip, jnp.where(bits < 0, bits ^ flip, bits)))
+    return jax.lax.bitcast_convert_type(jnp.where(top < 0, top ^ flip, top), values.dtype)
 
 
 def cumulate(

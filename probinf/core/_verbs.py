@@ -19,6 +19,7 @@ from probinf.core._fast_key import fast_key
 from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
 from probinf.core._population import Population, bank, weigh, weight_dtype
 from probinf.core._status import Status, flag, is_fatal
+from probinf.core._sums import largest
 from probinf.core._types import PRNGKey
 
 
@@ -156,7 +157,7 @@ def absorb(population: Population, log_potential: Float[Array, " n"]) -> tuple[P
     raised = jnp.where(population.log_weights > -jnp.inf, raised, -jnp.inf)
     log_weights = jnp.where(jnp.isnan(raised), -jnp.inf, raised)
     # The maximum passes NaN on, so that a healthy population pays for one reduction.
-    largest = jax.lax.stop_gradient(jnp.max(raised))
+    top = largest(jax.lax.stop_gradient(raised))
 
     def count(values: Array) -> tuple[Array, Array]:
         bad = jnp.isnan(values)
@@ -164,14 +165,14 @@ def absorb(population: Population, log_potential: Float[Array, " n"]) -> tuple[P
 
     def healthy(values: Array) -> tuple[Array, Array]:
         del values
-        return jnp.zeros((), jnp.int32), largest
+        return jnp.zeros((), jnp.int32), top
 
-    num_nan, largest = cond(jnp.isnan(largest), count, healthy, jax.lax.stop_gradient(raised))
+    num_nan, top = cond(jnp.isnan(top), count, healthy, jax.lax.stop_gradient(raised))
     status = (
         population.status
         | flag(Status.NAN_LOG_WEIGHT, num_nan > 0)
-        | flag(Status.POSINF_LOG_WEIGHT, largest == jnp.inf)
-        | flag(Status.ALL_WEIGHTS_ZERO, largest == -jnp.inf)
+        | flag(Status.POSINF_LOG_WEIGHT, top == jnp.inf)
+        | flag(Status.ALL_WEIGHTS_ZERO, top == -jnp.inf)
     )
     return _with(population, log_weights=log_weights, status=status), WeightInfo(num_nan)
 

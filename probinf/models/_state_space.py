@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution, Independent
 
 from probinf.core._feynman_kac import FeynmanKac
-from probinf.core._particle_keys import particle_keys
+from probinf.core import map_particles, particle_keys
 from probinf.core._types import PRNGKey
 from probinf.models._observations import prepare_observations
 from probinf.models._types import Numbers
@@ -132,12 +132,12 @@ class BootstrapModel(FeynmanKac):
     def init(self, key: PRNGKey, *num_particles: int) -> Array:
         """Draws N states from `initial()`."""
         (n,) = num_particles
-        return jax.vmap(lambda k: _draw(self.model.initial(), k))(self._keys(key, n))
+        return self._map(lambda k: _draw(self.model.initial(), k), key, n)
 
     def mutate(self, key: PRNGKey, t: Array | int, x: Array) -> Array:
         """Draws the next state of each particle."""
         time = jnp.asarray(t, jnp.int32)
-        return jax.vmap(lambda k, one: _draw(self.model.transition(time, one), k))(self._keys(key, x.shape[0]), x)
+        return self._map(lambda k, one: _draw(self.model.transition(time, one), k), key, x.shape[0], x)
 
     def log_potential(self, t: Array | int, x_prev: Array | None, x: Array) -> Float[Array, " n"]:
         """The log density of y_t at each particle; 0 where y_t is missing."""
@@ -156,8 +156,10 @@ class BootstrapModel(FeynmanKac):
         time = jnp.asarray(t, jnp.int32)
         return jax.vmap(lambda before, one: log_density(self.model.transition(time, before), one))(x_prev, x)
 
-    def _keys(self, key: PRNGKey, num_particles: int) -> Array:
-        return particle_keys(key, num_particles) if self.own_generator else jax.random.split(key, num_particles)
+    def _map(self, draw: Callable, key: PRNGKey, num_particles: int, *items: Array) -> Array:
+        if self.own_generator:
+            return map_particles(draw, key, num_particles, *items)
+        return jax.vmap(draw)(jax.random.split(key, num_particles), *items)
 
 
 class Layout(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 
 from probinf.core import _particle_keys
-from probinf.core._particle_keys import particle_keys, threefry
+from probinf.core._particle_keys import map_particles, particle_keys, threefry
 
 
 def reference(key_words, first, second):
@@ -120,3 +120,27 @@ def test_lowers_for_every_platform(key):
     words = jax.ShapeDtypeStruct((2,), jnp.uint32)
     exported = jax.export.export(function, platforms=["cpu", "cuda", "tpu"])(words)
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+# One block; two, of which the last is not full; the most that are taken in blocks; one pass again.
+@pytest.mark.parametrize("count", [1, 512, 513, 1000, 16384, 16385])
+def test_blocks_are_a_vmap(key, count):
+    keys = [jax.random.clone(key) for _ in range(2)]
+    items = {"a": jnp.arange(3.0 * count).reshape(count, 3), "b": jnp.arange(count)}
+
+    def draw(k, item, other):
+        return {"noise": jax.random.normal(k, (2,)), "same": (item, other)}
+
+    other = jnp.arange(count) * 2
+    mapped = jax.jit(lambda k: map_particles(draw, k, count, items, other))(keys[0])
+    expected = jax.vmap(draw)(particle_keys(keys[1], count), items, other)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), mapped, expected))
+
+
+def test_padding_of_the_last_block_adds_no_nan_to_gradients(key):
+    x = jnp.full(700, 4.0)  # the derivative of a square root at a padded zero is infinite
+
+    def total(x):
+        return jnp.sum(map_particles(lambda k, one: jnp.sqrt(one) + jax.random.normal(k), key, 700, x))
+
+    np.testing.assert_allclose(jax.grad(total)(x), 0.25)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probinf.core import _sums
-from probinf.core._sums import cumulate, cumulative_sum, exclusive, from_columns, to_columns, view_shape
+from probinf.core._sums import cumulate, cumulative_sum, exclusive, from_columns, largest, to_columns, view_shape
 
 SIZES = [*range(1, 41), 1000, 2**20 + 3]
 FEW = [1, 2, 15, 16, 17, 40, 1000]
@@ -54,7 +54,7 @@ def test_under_vmap(count):
 def test_shape_of_the_view(count):
     columns, rows = view_shape(count)
     assert columns & (columns - 1) == 0
-    assert columns**2 <= count < (2 * columns) ** 2
+    assert columns**2 / 2 <= count < 2 * columns**2 or count < 2
     assert columns * rows >= count
     assert rows < 16 or rows % 16 == 0
     least = -(-count // columns)
@@ -206,3 +206,28 @@ def test_a_forgotten_start_is_caught(monkeypatch, index):
     nothing = jax.tree.map(jnp.zeros_like, start)
     with pytest.raises(AssertionError):
         np.testing.assert_array_equal(branch(cumulate, nothing, items, add_carrying, thousandths), total)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "values",
+    [[1.0, -2.0], [-3.0, -2.0], [-np.inf, -1e-40], [-np.inf, -np.inf], [np.inf, 1.0], [-0.0, -1.0], [-1e30, 1e-30]],
+)
+def test_largest(x64, dtype, values):
+    values = np.asarray(values, dtype)
+    for order in (values, values[::-1]):
+        np.testing.assert_array_equal(largest(jnp.asarray(order)), values.max(), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_largest_passes_nan_of_either_sign_on(x64, dtype, sign):
+    for others in (-np.inf, np.inf):
+        values = np.asarray([others, np.copysign(np.nan, sign), 1.0], dtype)
+        assert np.isnan(largest(jnp.asarray(values)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 300])
+def test_exclusive(count):
+    values = integers(count)
+    np.testing.assert_array_equal(exclusive(jnp.asarray(values)), np.cumsum(values) - values)
