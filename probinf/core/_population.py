@@ -112,3 +112,18 @@ def weight_dtype(*dtypes: Any) -> Any:
     """
     widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.zeros(()).dtype)
     return widest if jnp.finfo(widest).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def with_changes(population: Population, **changes: Any) -> Population:
+    """The population with some fields replaced."""
+    fields = ("particles", "log_weights", "log_scale", "log_scale_low", "eve", "num_resampled", "status", "context")
+    return Population(**{name: changes.get(name, getattr(population, name)) for name in fields})
+
+
+def freeze(status: Array, old: PyTree, new: PyTree) -> PyTree:
+    """The old value where the status is fatal, so that later numbers cannot look healthy."""
+    fatal = is_fatal(status)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise TypeError(f"particles were {shapes[0]} and moved to {shapes[1]}: shapes and dtypes must stay the same")
+    return jax.tree.map(lambda before, after: jnp.where(fatal, before, after), old, new)

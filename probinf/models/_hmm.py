@@ -11,9 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from probinf.core import is_concrete
 from probinf.models._types import Numbers
 
 
@@ -167,7 +167,7 @@ def _checked(initial: Numbers, transition: Numbers, log_likelihoods: Numbers) ->
         )
     dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else jnp.result_type(float)
     for name, leaf in arrays.items():
-        if not isinstance(leaf, Tracer):
+        if is_concrete(leaf):
             _check_values(name, np.asarray(leaf, np.float64), 100 * k * float(jnp.finfo(dtype).eps))
     first, moves, rows = (leaf.astype(dtype) for leaf in arrays.values())
     return first, moves, rows

@@ -13,10 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from probinf.core import is_concrete
 from probinf.models._linear_gaussian import LinearGaussian
 from probinf.models._types import Numbers
 
@@ -229,7 +229,7 @@ def _check_horizon(model: LinearGaussian, needed: int) -> None:
 
 
 def _check_observations(model: LinearGaussian, ys: Numbers) -> Float[Array, "t p"]:
-    data = ys if isinstance(ys, Tracer) else np.asarray(ys)
+    data = np.asarray(ys) if is_concrete(ys) else jnp.asarray(ys)
     if isinstance(data, np.ndarray) and np.isinf(data).any():
         where = [int(i) for i in np.argwhere(np.isinf(data))[0]]
         raise ValueError(f"`ys` is infinite at {where}: observations must be finite, or NaN where missing")

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from probinf.core import is_concrete
 from probinf.models._state_space import StateSpaceModel
 from probinf.models._types import Numbers
 
@@ -159,7 +159,7 @@ def _gaussian(mean: Float[Array, " k"], root: Float[Array, "k k"]) -> dist.Distr
 def _root(cov: Float[Array, "*time k k"]) -> Float[Array, "*time k k"]:
     """The lower triangular root; of a singular covariance only outside `jit`, where it can be told."""
     root = jnp.linalg.cholesky(cov)
-    if isinstance(root, Tracer) or bool(jnp.all(jnp.isfinite(root))):
+    if not is_concrete(root) or bool(jnp.all(jnp.isfinite(root))):
         return root
     values, vectors = np.linalg.eigh(np.asarray(cov))
     any_root = vectors * np.sqrt(np.maximum(values, 0))[..., None, :]
@@ -201,7 +201,7 @@ def _check_shapes(arrays: dict[str, Array], d: int, p: int) -> None:
 
 def _check_values(arrays: dict[str, Any]) -> None:
     for name, leaf in arrays.items():
-        if isinstance(leaf, Tracer):
+        if not is_concrete(leaf):
             continue
         if not bool(jnp.all(jnp.isfinite(leaf))):
             raise ValueError(f"`{name}` holds NaN or inf: all parameters must be finite")

@@ -13,11 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
+from probinf.core import is_concrete
 from probinf.core._types import PRNGKey
 from probinf.models._types import Numbers
 
@@ -199,9 +199,9 @@ def _checked(features: Numbers, targets: Numbers, mean: Numbers, cov: Numbers) -
         if leaf.shape != shape:
             raise ValueError(f"`{name}` has shape {leaf.shape}, but `features` has {d} columns: pass {shape}")
     for name, leaf in (("features", x), ("targets", y), ("prior_mean", mean), ("prior_cov", cov)):
-        if not isinstance(leaf, Tracer) and not np.isfinite(leaf).all():
+        if is_concrete(leaf) and not np.isfinite(leaf).all():
             raise ValueError(f"`{name}` holds NaN or inf: drop or fill those rows first")
-    if not isinstance(cov, Tracer):
+    if is_concrete(cov):
         matrix = np.asarray(cov, np.float64)
         slack = 100 * float(jnp.finfo(dtype).eps) * np.abs(matrix).max()
         if np.abs(matrix - matrix.T).max() > slack or np.linalg.eigvalsh(matrix)[0] <= 0:
@@ -213,6 +213,6 @@ def _positive(name: str, value: Numbers, dtype: jnp.dtype) -> Array:
     scalar = jnp.asarray(value, dtype)
     if scalar.ndim:
         raise ValueError(f"`{name}` has shape {scalar.shape}: pass a scalar")
-    if not isinstance(scalar, Tracer) and not (0 < float(scalar) < math.inf):
+    if is_concrete(scalar) and not (0 < float(scalar) < math.inf):
         raise ValueError(f"`{name}` is {float(scalar)}: it must be positive and finite")
     return scalar

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool
 
+from probinf.core import is_concrete
 from probinf.models._types import Numbers
 
 
@@ -33,7 +33,7 @@ def prepare_observations(
     Raises:
         ValueError, TypeError: see `StateSpaceModel.bootstrap`.
     """
-    data = ys if isinstance(ys, Tracer) else np.asarray(ys)
+    data = np.asarray(ys) if is_concrete(ys) else jnp.asarray(ys)
     if isinstance(data, np.ndarray):
         _check_values(data, one, block_ndim)
     return _prepare(data, one, block_ndim, example)
@@ -62,7 +62,7 @@ def _fill(values: Array, missing: Bool[Array, "..."], example: Callable[[], Arra
     first_there = jnp.argmin(missing, axis=0, keepdims=True)
     filler = jnp.take_along_axis(values, first_there, axis=0)
     absent = jnp.all(missing, axis=0, keepdims=True)
-    if isinstance(absent, Tracer) or bool(jnp.any(absent)):
+    if not is_concrete(absent) or bool(jnp.any(absent)):
         filler = jnp.where(absent, example().astype(values.dtype)[None], filler)
     return jnp.where(missing, filler, values)
 

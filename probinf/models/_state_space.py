@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution, Independent
 
-from probinf.core._feynman_kac import FeynmanKac
 from probinf.core import map_particles, particle_keys
+from probinf.core._feynman_kac import FeynmanKac
 from probinf.core._types import PRNGKey
 from probinf.models._observations import prepare_observations
 from probinf.models._types import Numbers

@@ -16,12 +16,12 @@ from probinf.samplers._particle_filter import particle_filter as particle_filter
 from probinf.samplers._random_walk import RandomWalk as RandomWalk
 from probinf.samplers._random_walk import random_walk as random_walk
 from probinf.samplers._resampling import ALL_SCHEMES as ALL_SCHEMES
-from probinf.samplers._resampling import AbstractScheme as AbstractScheme
 from probinf.samplers._resampling import multinomial as multinomial
 from probinf.samplers._resampling import residual as residual
 from probinf.samplers._resampling import ssp as ssp
 from probinf.samplers._resampling import stratified as stratified
 from probinf.samplers._resampling import systematic as systematic
 from probinf.samplers._sample import sample as sample
+from probinf.samplers._scheme import AbstractScheme as AbstractScheme
 from probinf.samplers._warmup import TunableKernel as TunableKernel
 from probinf.samplers._warmup import warmup as warmup

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from probinf.core import Population
 from probinf.samplers._filter_result import FEWEST_EVES, FilterResult
-from probinf.samplers._resampling import AbstractScheme, Multinomial
+from probinf.samplers._resampling import Multinomial
+from probinf.samplers._scheme import AbstractScheme
 
 
 def evidence_variance(population: Population, scheme: AbstractScheme) -> Float[Array, ""]:

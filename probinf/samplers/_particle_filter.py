@@ -36,7 +36,8 @@ from probinf.core import (
 )
 from probinf.samplers._evidence import combine_replicates, evidence_variance
 from probinf.samplers._filter_result import FilterResult, History
-from probinf.samplers._resampling import ALL_SCHEMES, AbstractScheme
+from probinf.samplers._resampling import ALL_SCHEMES
+from probinf.samplers._scheme import AbstractScheme
 
 
 def particle_filter(

@@ -12,7 +12,12 @@ from probinf.samplers._sample import sample
 
 def log_density(x):
     """Skewed; the coordinates depend on each other."""
-    return 1.5 * x["a"] - jnp.exp(x["a"]) - jnp.sum(jnp.exp(-x["b"]) + x["b"]) - 0.1 * x["a"] * jnp.sum(x["b"] ** 2)
+    return (
+        1.5 * x["a"]
+        - jnp.exp(x["a"])
+        - jnp.sum(jnp.exp(-x["b"]) + x["b"])
+        - 0.1 * jnp.exp(x["a"]) * jnp.sum(x["b"] ** 2)
+    )
 
 
 def run(num_devices, num_chains=8):

@@ -4,6 +4,7 @@ Planted bugs, shown to be caught: a plain cumulative sum with a left search pick
 offspring number from rounded float positions is off by more than 1; sorted uniforms made from log(0).
 """
 
+import functools
 from collections import Counter
 
 import hypothesis
@@ -24,6 +25,18 @@ WEIGHTS = [[0.5, 0.3, 0.2], [0.1, 0.0, 0.9], [1.0, 1.0, 1.0], [0.25, 0.75], [0.7
 ALPHA = 1e-6
 
 
+@functools.cache  # one compilation a scheme and size, whatever the weights
+def law_of(name, pinned):
+    return jax.jit(lambda w: ALL_SCHEMES[name].law(w, pinned))
+
+
+@functools.cache
+def draws_of(name, pinned, count):
+    return jax.jit(
+        lambda w: jax.vmap(lambda k: ALL_SCHEMES[name](k, w, pinned))(jax.random.split(jax.random.key(3), count))
+    )
+
+
 def counts_law(outcomes, probabilities):
     law = Counter()
     for outcome, probability in zip(np.asarray(outcomes).tolist(), np.asarray(probabilities).tolist(), strict=True):
@@ -35,7 +48,7 @@ def counts_law(outcomes, probabilities):
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_law_has_expected_offspring_in_proportion_to_weight(name, weights, x64):
     w = jnp.array(weights)
-    outcomes, probabilities = ALL_SCHEMES[name].law(3.7 * w, False)
+    outcomes, probabilities = law_of(name, False)(3.7 * w)
     offspring = np.stack([(np.asarray(outcomes) == i).sum(1) for i in range(w.size)], 1)
     np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-9)
     np.testing.assert_allclose(np.asarray(probabilities) @ offspring, w.size * w / w.sum(), rtol=1e-9, atol=1e-12)
@@ -45,7 +58,7 @@ def test_law_has_expected_offspring_in_proportion_to_weight(name, weights, x64):
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_pinned_law_keeps_slot_0(name, weights, x64):
     w = jnp.array(weights)
-    outcomes, probabilities = ALL_SCHEMES[name].law(w, True)
+    outcomes, probabilities = law_of(name, True)(w)
     np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-9)
     assert np.all(np.asarray(outcomes)[np.asarray(probabilities) > 0][:, 0] == 0)
 
@@ -55,10 +68,9 @@ def test_pinned_law_keeps_slot_0(name, weights, x64):
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_draws_follow_the_law(name, weights, pinned, x64):
     # Chi-square on offspring numbers, 40,000 draws: false alarm 1e-6, a cell off by 0.03 is missed less than 1e-6.
-    scheme, w, draws = ALL_SCHEMES[name], jnp.array(weights), 40_000
-    law = counts_law(*scheme.law(w, pinned))
-    keys = jax.random.split(jax.random.key(3), draws)
-    drawn = Counter(map(tuple, np.sort(jax.vmap(lambda k: scheme(k, w, pinned))(keys), axis=1).tolist()))
+    w, draws = jnp.array(weights), 40_000
+    law = counts_law(*law_of(name, pinned)(w))
+    drawn = Counter(map(tuple, np.sort(draws_of(name, pinned, draws)(w), axis=1).tolist()))
     cells = [cell for cell, probability in law.items() if probability * draws >= 5]
     expected = np.array([law[cell] * draws for cell in cells])
     observed = np.array([drawn[cell] for cell in cells])
@@ -159,7 +171,7 @@ def test_equal_weights_keep_every_particle():
 
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_all_weights_zero_gives_the_identity(name):
-    np.testing.assert_array_equal(ALL_SCHEMES[name](jax.random.key(0), jnp.zeros(5)), np.arange(5))
+    np.testing.assert_array_equal(jax.jit(ALL_SCHEMES[name])(jax.random.key(0), jnp.zeros(5)), np.arange(5))
 
 
 @pytest.mark.no_key_reuse  # the same keys are used by each transformation, on purpose
@@ -168,10 +180,10 @@ def test_compiles_maps_and_differentiates(name):
     scheme = ALL_SCHEMES[name]
     keys = jax.random.split(jax.random.key(0), 3)
     w = jax.random.exponential(jax.random.key(1), (3, 64))
-    mapped = jax.jit(jax.vmap(scheme))(keys, w)
+    mapped, single = jax.jit(jax.vmap(scheme))(keys, w), jax.jit(scheme)
     for i in range(3):
-        np.testing.assert_array_equal(mapped[i], scheme(keys[i], w[i]))
-    gradient = jax.grad(lambda v: jnp.sum(v[scheme(keys[0], v)]))(w[0])
+        np.testing.assert_array_equal(mapped[i], single(keys[i], w[i]))
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(v[scheme(keys[0], v)])))(w[0])
     assert np.all(np.isfinite(gradient))
 
 
