@@ -57,12 +57,18 @@ class resample(eqx.Module):
     Shephard 1999); a $\psi$ that is NaN, zero or infinite counts as 1, which keeps the law, and NaN is flagged. If
     every weight is zero, or after a fatal fault, it copies nothing.
 
+    With `differentiable=True` the gradient of the evidence is right although ancestors are discrete: a copy of
+    particle i keeps the weight $W_i / \bar W_i$, one in value, where $\bar W_i$ is $W_i$ held constant (Scibior,
+    Wood 2021). The gradient of $\hat Z$ is then unbiased.
+
     Args:
         scheme: a resampling scheme, `scheme(key, weights, pinned) -> ancestors`.
-        when: `population -> bool`, such as `ess_below(0.5)`; None resamples at every step.
+        when: `population -> bool`, such as `ess_below(0.5)`; None resamples at every step. It sees the weights that
+            would be drawn by, look-ahead included.
         look_ahead: `(step, particles) -> log psi [N]`, such as `model.look_ahead`, or None.
         gather: `(particles, ancestors) -> particles`.
         pinned: whether slot 0 keeps ancestor 0 (conditional SMC).
+        differentiable: whether gradients go through the weights of the ancestors.
     """
 
     scheme: Callable[..., Int[Array, " n"]]
@@ -70,6 +76,7 @@ class resample(eqx.Module):
     look_ahead: Callable[[Any, PyTree], Float[Array, " n"]] | None = None
     gather: Callable[[PyTree, Int[Array, " n"]], PyTree] = take
     pinned: bool = eqx.field(default=False, static=True)
+    differentiable: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self) -> None:
         """Raises `TypeError` for what cannot be called."""
@@ -95,10 +102,11 @@ class resample(eqx.Module):
             log_psi = jnp.where(jnp.isfinite(guess), guess, 0).astype(log_weights.dtype)
             bad = jnp.any(jnp.isnan(guess) & (log_weights > -jnp.inf))
             status = status | flag(Status.NAN_LOG_WEIGHT, bad)
-        weighed = weigh(log_weights + log_psi if self.look_ahead is not None else log_weights)
+        drawn_by = log_weights + log_psi if self.look_ahead is not None else log_weights
+        weighed = weigh(drawn_by)
         due = (weighed.total > 0) & ~is_fatal(population.status)
         if self.when is not None:
-            due = due & self.when(population)
+            due = due & self.when(with_changes(population, log_weights=drawn_by))
 
         key_data, restore = unwrap_key(fast_key(key))
 
@@ -115,12 +123,16 @@ class resample(eqx.Module):
         # Not resampling banks the largest weight, so that log weights stay small and float32 sums stay right.
         shift = weigh(log_weights).shift
         banked = jnp.where(due, weighed.log_mean, shift)
+        left = -log_psi[ancestors]
+        if self.differentiable:
+            share = jnp.where(drawn_by > -jnp.inf, drawn_by, 0)[ancestors] - weighed.log_mean
+            left = left + jnp.where(due, share - jax.lax.stop_gradient(share), 0)
         log_scale, log_scale_low = bank(population.log_scale, population.log_scale_low, banked)
         resampled = with_changes(
             population,
             particles=particles,
             eve=eve,
-            log_weights=jnp.where(due, -log_psi[ancestors], log_weights - shift),
+            log_weights=jnp.where(due, left, log_weights - shift),
             log_scale=log_scale,
             log_scale_low=log_scale_low,
             num_resampled=population.num_resampled + due.astype(jnp.int32),

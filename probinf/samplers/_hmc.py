@@ -107,6 +107,7 @@ class HMC(eqx.Module):
         jitter: whether the number of steps is uniform on 1 .. num_steps.
         dense: whether warm-up learns a full matrix.
         check: as for `mhg`.
+        default_target_accept: the acceptance rate that warm-up aims at.
     """
 
     step_size: Array
@@ -115,19 +116,23 @@ class HMC(eqx.Module):
     jitter: bool = eqx.field(static=True, default=True)
     dense: bool = eqx.field(static=True, default=False)
     check: bool = eqx.field(static=True, default=False)
-
-    @property
-    def default_target_accept(self) -> float:
-        """The acceptance rate that warm-up aims at."""
-        return 0.8
+    default_target_accept: float = eqx.field(static=True, default=0.8)
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "HMC":
         """The same kernel with another step size and factor."""
-        return HMC(step_size, self.num_steps, factor, self.jitter, self.dense, self.check)
+        return HMC(step_size, self.num_steps, factor, self.jitter, self.dense, self.check, self.default_target_accept)
 
     def short(self) -> "HMC":
         """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
-        return HMC(self.step_size, jnp.ones_like(self.num_steps), self.factor, False, self.dense, False)
+        return HMC(
+            self.step_size,
+            jnp.ones_like(self.num_steps),
+            self.factor,
+            False,
+            self.dense,
+            False,
+            self.default_target_accept,
+        )
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
         """The state at `position`.
@@ -155,6 +160,7 @@ def hmc(
     jitter: bool = True,
     dense: bool = False,
     check: bool = False,
+    target_accept: float = 0.8,
 ) -> HMC:
     """Hamiltonian Monte Carlo with leapfrog trajectories and a Metropolis correction.
 
@@ -162,7 +168,7 @@ def hmc(
     is rejected and flagged `DIVERGENT`. Gradients are cached, so a transition of n steps costs n of them.
 
     Args:
-        step_size: positive scalar; warm-up tunes it to an acceptance rate of .8.
+        step_size: positive scalar; warm-up tunes it to `target_accept`.
         num_steps: positive integer, traced (changing it does not recompile).
         inverse_mass_matrix: `[d]` or `[d, d]`, in the order of `jax.flatten_util.ravel_pytree`, close to the
             variances or the covariance of the target; None is the identity. Warm-up learns it.
@@ -170,6 +176,7 @@ def hmc(
             multiple of a period of the target, whose coordinates then never move (Gaussians).
         dense: whether warm-up learns a full matrix; implied by a full `inverse_mass_matrix`.
         check: as for `mhg`.
+        target_accept: the acceptance rate in (0, 1) that warm-up aims at unless it is told another.
 
     Returns:
         A `Kernel` with the array leaves `step_size`, `num_steps` and `factor`. A traced step size or count that is
@@ -185,4 +192,7 @@ def hmc(
         raise ValueError(f"`num_steps` must be a scalar of at least 1, but is {num_steps}: try 16")
     factor = None if inverse_mass_matrix is None else factor_of("inverse_mass_matrix", inverse_mass_matrix)
     full = dense or (factor is not None and factor.ndim == 2)
-    return HMC(require_positive("step_size", step_size), jnp.asarray(num_steps, jnp.int32), factor, jitter, full, check)
+    if not isinstance(target_accept, float) or not 0 < target_accept < 1:
+        raise ValueError(f"`target_accept` is {target_accept!r}; needed a number between 0 and 1, such as 0.8")
+    size = require_positive("step_size", step_size)
+    return HMC(size, jnp.asarray(num_steps, jnp.int32), factor, jitter, full, check, target_accept)
