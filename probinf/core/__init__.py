@@ -32,12 +32,14 @@ from probinf.core._particle_keys import particle_keys as particle_keys
 from probinf.core._population import Population as Population
 from probinf.core._population import weigh as weigh
 from probinf.core._population import weight_dtype as weight_dtype
+from probinf.core._population import with_changes as with_changes
 from probinf.core._reducers import Moments as Moments
 from probinf.core._reducers import MomentsResult as MomentsResult
 from probinf.core._reducers import Reducer as Reducer
 from probinf.core._resample import ResampleInfo as ResampleInfo
 from probinf.core._resample import ess_below as ess_below
 from probinf.core._resample import resample as resample
+from probinf.core._resample import unwrap_key as unwrap_key
 from probinf.core._spawn import WeightInfo as WeightInfo
 from probinf.core._spawn import fresh_population as fresh_population
 from probinf.core._spawn import spawn as spawn

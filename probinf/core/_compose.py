@@ -12,6 +12,7 @@ from probinf.core._choices import categorical
 from probinf.core._effects import choose, scan
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._population import Population, weigh
+from probinf.core._resample import unwrap_key
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._types import PRNGKey
 
@@ -131,11 +132,14 @@ class Along(eqx.Module):
             def apply(keys: Array, population: Population, step: Any) -> tuple[Population, Any]:
                 return body(plain_key(keys), population, step)
 
+        # The loop carries the bits of the keys: under `vmap` the key-reuse checker takes a scan over typed keys for reuse.
+        bits, restore = unwrap_key(keys)
+
         def one(population: Population, item: tuple[Array, PyTree]) -> tuple[Population, PyTree]:
-            population, info = apply(item[0], population, item[1])
+            population, info = apply(restore(item[0]), population, item[1])
             return population, self.record(population, info)
 
-        return scan(one, population, (keys, self.over), length, traceable=self.traceable)
+        return scan(one, population, (bits, self.over), length, traceable=self.traceable)
 
 
 class Until(eqx.Module):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from probinf.core._effects import cond, cond_on_host, is_concrete
 from probinf.core._fast_key import fast_key
@@ -141,11 +141,14 @@ class resample(eqx.Module):
         return resampled, ResampleInfo(population.ess, due, ancestors)
 
 
-def unwrap_key(key: PRNGKey) -> tuple[Array, Callable[[Array], PRNGKey]]:
-    """The bits of a key and the function that makes a key of them.
+def unwrap_key(key: Key[Array, "..."] | UInt32[Array, "..."]) -> tuple[Array, Callable[[Array], PRNGKey]]:
+    """The bits of a key (or of an array of keys), and the function that makes keys of such bits.
 
     A typed key cannot enter `lax.cond` under `vmap`: both branches then select it against itself, which the
     key-reuse checker counts as a second use.
+
+    Args:
+        key: typed or raw keys.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key, lambda bits: bits
