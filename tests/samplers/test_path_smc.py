@@ -1,6 +1,6 @@
 """`path_smc`: data tempering against conjugate posteriors and evidences, a user's path, faults.
 
-Planted bugs that are caught: the first datum counted twice; moves that use every datum twice.
+Planted bugs that are caught: the first datum counted twice; moves by a law that hardly looks at the data.
 """
 
 import functools
@@ -52,11 +52,11 @@ class Twice(samplers.DataPath):
         return self.log_likelihood(position, self.data[jnp.maximum(t - 2, 0)])
 
 
-class Sharp(samplers.DataPath):
-    """Moves with every datum twice."""
+class Flat(samplers.DataPath):
+    """Moves by a law that hardly looks at the data."""
 
     def target(self, t):
-        return samplers.DataPath.target(self, t).at_temperature(2.0)
+        return samplers.DataPath.target(self, t).at_temperature(0.1)
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def test_data_tempering():
 
 
 @pytest.mark.no_key_reuse
-@pytest.mark.parametrize("broken", [Twice, Sharp])
+@pytest.mark.parametrize("broken", [Twice, Flat])
 def test_planted_bugs_are_caught(broken):
     with pytest.raises(AssertionError):
         assert_right(broken)
