@@ -26,10 +26,12 @@ class Competitor(NamedTuple):
 
     Attributes:
         library: "probinf", "bare" or a peer.
-        variant: a name from the adapter's `VARIANTS`.
+        variant: a name that the adapter's `prepare` knows.
         rule: the resampling rule; only equal rules are compared.
         adapter: module name of the adapter.
         python: the interpreter of its environment.
+        algorithm: what it runs; ratios are taken between equal algorithms.
+        environment: variables of its process, `(name, value)` each, beyond ours.
     """
 
     library: str
@@ -37,6 +39,8 @@ class Competitor(NamedTuple):
     rule: str
     adapter: str
     python: str
+    algorithm: str = "bootstrap"
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,31 +49,46 @@ class Competitor(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One problem size."""
+    """One problem size: `size` is its number of time steps T, or whatever `unit` says."""
 
     problem: str
-    num_steps: int
+    size: int
     num_particles: int
+    unit: str = "T"
+
+    def __str__(self) -> str:
+        return f"{self.problem}, {self.unit} = {self.size}, N = {self.num_particles}"
 
 
 class Run(NamedTuple):
-    """One timed run; times in seconds."""
+    """One timed run; times in seconds. `details` are what the adapter tells beyond the evidence."""
 
     wall: float
     cpu: float
     log_evidence: float
     peak_rss_mb: float
+    details: dict[str, Any] = {}  # noqa: RUF012 (never written to)
 
 
 class Row(NamedTuple):
-    """All that was measured of one competitor on one case; `fault` is its last words, else empty."""
+    """All that was measured of one competitor on one case.
+
+    Attributes:
+        case, competitor: what was measured.
+        versions: of the adapter's `PACKAGES`.
+        device: the accelerator, or "cpu".
+        exact: the log evidence that errors are measured from.
+        firsts: the first call of each fresh process.
+        runs: the timed runs, one a round.
+        fault: last words of a competitor that failed, else empty.
+    """
 
     case: Case
     competitor: Competitor
     versions: dict[str, str]
     device: str
     exact: float
-    first: Run | None
+    firsts: tuple[Run, ...]
     runs: tuple[Run, ...]
     fault: str = ""
 
@@ -89,14 +108,24 @@ class Row(NamedTuple):
         return [run.log_evidence - self.exact for run in self.runs]
 
     @property
+    def rmse(self) -> float:
+        """Root mean square of `errors`."""
+        return math.sqrt(statistics.fmean(error * error for error in self.errors))
+
+    @property
     def compile_wall(self) -> float:
-        """Wall seconds of the first call beyond a later one."""
-        return self.first.wall - statistics.median(self.wall) if self.first and self.runs else math.nan
+        """Wall seconds of a first call beyond a later one, medians of both."""
+        return self._compile("wall")
 
     @property
     def compile_cpu(self) -> float:
-        """CPU seconds of the first call beyond a later one."""
-        return self.first.cpu - statistics.median(self.cpu) if self.first and self.runs else math.nan
+        """CPU seconds of a first call beyond a later one, medians of both."""
+        return self._compile("cpu")
+
+    def _compile(self, clock: str) -> float:
+        if not (self.firsts and self.runs):
+            return math.nan
+        return statistics.median(getattr(one, clock) for one in self.firsts) - statistics.median(getattr(self, clock))
 
 
 class WorkerError(RuntimeError):
@@ -109,14 +138,14 @@ class Worker:
     The environment of the process turns JAX's persistent compilation cache off, so that a first call compiles.
     """
 
-    def __init__(self, python: str, *, limit_s: float = 1800) -> None:
+    def __init__(self, python: str, *, environment: Sequence[tuple[str, str]] = (), limit_s: float = 1800) -> None:
         self._limit = limit_s
         self._errors: IO[str] = tempfile.TemporaryFile("w+")
-        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
+        fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks._worker"],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **fixed, **dict(environment)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -177,7 +206,14 @@ class Worker:
 
 
 def measure(
-    case: Case, competitors: Sequence[Competitor], exact: float, *, rounds: int, warm_up: int = 1, say=print
+    case: Case,
+    competitors: Sequence[Competitor],
+    exact: float,
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    starts: int = 1,
+    say=print,
 ) -> list[Row]:
     """Runs all competitors on one case, interleaved; a competitor that fails is reported and left out.
 
@@ -187,11 +223,12 @@ def measure(
         exact: the log evidence that errors are measured from.
         rounds: timed runs each.
         warm_up: runs after the first that are not timed.
+        starts: fresh processes whose first call is timed; the last of them does the runs.
         say: called with a line of progress.
     """
     workers: dict[Competitor, Worker] = {}
     prepared: dict[Competitor, dict[str, Any]] = {}
-    first: dict[Competitor, Run] = {}
+    firsts: dict[Competitor, list[Run]] = {one: [] for one in competitors}
     runs: dict[Competitor, list[Run]] = {one: [] for one in competitors}
     faults: dict[Competitor, str] = {}
 
@@ -203,14 +240,23 @@ def measure(
             say(f"    {one.name}: {error}")
             return None
 
+    def start(one: Competitor) -> None:
+        if one in workers:
+            workers[one].stop()
+        workers[one] = Worker(one.python, environment=one.environment)
+        size = {"problem": case.problem, "size": case.size, "num_particles": case.num_particles}
+        details = attempt(one, do="prepare", adapter=one.adapter, variant=one.variant, **size)
+        reply = details and attempt(one, do="run", seed=0)
+        if details and reply:
+            prepared[one] = details
+            firsts[one].append(Run(**reply))
+            say(f"    {one.name}: first call {reply['wall']:.2f} s")
+
     try:
         for one in competitors:
-            workers[one] = Worker(one.python)
-            details = attempt(one, do="prepare", adapter=one.adapter, variant=one.variant, **case._asdict())
-            reply = details and attempt(one, do="run", seed=0)
-            if details and reply:
-                prepared[one], first[one] = details, Run(**reply)
-                say(f"    {one.name}: first call {reply['wall']:.2f} s")
+            for _ in range(starts):
+                if one not in faults:
+                    start(one)
             for seed in range(1, 1 + warm_up):
                 if one not in faults:
                     attempt(one, do="run", seed=seed)
@@ -220,7 +266,8 @@ def measure(
                 reply = None if one in faults else attempt(one, do="run", seed=1 + warm_up + index)
                 if reply:
                     runs[one].append(Run(**reply))
-            say(f"    round {index + 1} of {rounds}")
+            if (index + 1) % math.ceil(rounds / 20) == 0:
+                say(f"    round {index + 1} of {rounds}")
     finally:
         for worker in workers.values():
             worker.stop()
@@ -231,7 +278,7 @@ def measure(
             prepared.get(one, {}).get("versions", {}),
             prepared.get(one, {}).get("device", ""),
             exact,
-            first.get(one),
+            tuple(firsts[one]),
             tuple(runs[one]),
             faults.get(one, ""),
         )

@@ -4,25 +4,34 @@ The informative linear-Gaussian problem with T = 20. A plain float32 cumulative 
 this shows both that the filter runs in the memory of a laptop and that its evidence is right.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 
-from benchmarks._harness import Case, Competitor, Row, measure
+from benchmarks._competitors import Entry, competitors
+from benchmarks._harness import Case, Row, measure
+from benchmarks._report import COLUMNS, Outcome
 from benchmarks.filters._problems import make_problem
 
-VARIANTS = (("probinf", "ess<.5"), ("probinf", "always"), ("bare", "count/eve/ess<.5"), ("bare", "count/eve/always"))
+ENTRIES = {
+    "probinf": [Entry("ess<.5", "ess<.5"), Entry("always", "always")],
+    "bare": [Entry("count/eve/ess<.5", "ess<.5"), Entry("count/eve/always", "always")],
+}
 
 
-def run_large(*, num_particles: int = 10_000_000, num_steps: int = 20, rounds: int = 3, say=print) -> list[Row]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what only this benchmark takes."""
+    parser.add_argument("--num-steps", type=int, default=20)
+
+
+def run(options: argparse.Namespace, *, say=print) -> Outcome:
     """Measures us and the bare scan, one after the other so that peak memory is each process's own."""
-    exact = make_problem("linear_gaussian", num_steps).log_evidence
-    case = Case("linear_gaussian", num_steps, num_particles)
+    exact = make_problem("linear_gaussian", options.num_steps).log_evidence
+    case = Case("linear_gaussian", options.num_steps, 1_000_000 if options.quick else 10_000_000)
     rows = []
-    for library, variant in VARIANTS:
-        rule = variant.split("/")[-1]
-        one = Competitor(library, variant, rule, f"benchmarks.filters._{library}", sys.executable)
-        rows += measure(case, [one], exact, rounds=rounds, warm_up=0, say=say)
-    return rows
+    for one in competitors("benchmarks.filters", ENTRIES):
+        rows += measure(case, [one], exact, rounds=options.rounds or 3, warm_up=0, say=say)
+    say("\n".join(lines_of(rows)))
+    return Outcome("Ten million particles in float32", rows, COLUMNS, {})
 
 
 def lines_of(rows: Sequence[Row]) -> list[str]:

@@ -1,45 +1,84 @@
 """From rows to `results/NAME-DEVICE-DATE.json` and the table of the same name in Markdown."""
 
 import json
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks._harness import Row, pair_ratios
 
-HEADER = (
-    "| library: variant | wall s (min-max) | CPU s | wall / ours | CPU / ours | wall / floor "
-    "| log Z error, mean (rmse) | compile wall (CPU) s | peak MB |\n|---|---|---|---|---|---|---|---|---|"
-)
+Summary = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """A column of the tables: its title, and its text from the summary of a row."""
+
+    title: str
+    cell: Callable[[Summary], str]
+
+
+class Outcome(NamedTuple):
+    """What a benchmark hands to the report.
+
+    Attributes:
+        title: the report's.
+        rows: what was measured.
+        columns: of the tables, after the name.
+        notes: lines for the header, `name: text`.
+        more: Markdown lines between header and tables, such as the targets.
+    """
+
+    title: str
+    rows: list[Row]
+    columns: Sequence[Column]
+    notes: dict[str, str]
+    more: Sequence[str] = ()
+
+
+def ratio(values: dict[str, float] | None) -> str:
+    """A spread as text."""
+    return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})" if values else "-"
+
+
+WALL = Column("wall s (min-max)", lambda s: "{median:.3g} ({min:.3g}-{max:.3g})".format(**s["wall"]))
+CPU = Column("CPU s", lambda s: f"{s['cpu']['median']:.3g}")
+WALL_OVER_OURS = Column("wall / ours", lambda s: ratio(s["wall_over_ours"]))
+CPU_OVER_OURS = Column("CPU / ours", lambda s: ratio(s["cpu_over_ours"]))
+WALL_OVER_FLOOR = Column("wall / floor", lambda s: ratio(s["wall_over_floor"]))
+ERROR = Column("log Z error, mean (rmse)", lambda s: f"{s['error_mean']:+.2f} ({s['error_rmse']:.2f})")
+COMPILE = Column("compile wall (CPU) s", lambda s: f"{s['compile_wall']:.2f} ({s['compile_cpu']:.2f})")
+PEAK = Column("peak MB", lambda s: f"{s['peak_rss_mb']:.0f}")
+COLUMNS = (WALL, CPU, WALL_OVER_OURS, CPU_OVER_OURS, WALL_OVER_FLOOR, ERROR, COMPILE, PEAK)
 
 
 def floor_of(rows: Sequence[Row]) -> Row | None:
-    """The fastest bare scan by median wall seconds, among rows of one case and rule."""
+    """The fastest bare scan by median wall seconds, among rows of one group."""
     bare = [row for row in rows if row.competitor.library == "bare" and row.runs]
     return min(bare, key=lambda row: statistics.median(row.wall), default=None)
 
 
 def ours_of(rows: Sequence[Row]) -> Row | None:
-    """Our row among rows of one case and rule."""
+    """Our first row that ran, among rows of one group."""
     return next((row for row in rows if row.competitor.library == "probinf" and row.runs), None)
 
 
-def summarise(row: Row, ours: Row | None, floor: Row | None) -> dict[str, Any]:
+def summarise(row: Row, ours: Row | None, floor: Row | None) -> Summary:
     """One row as plain numbers: medians, extremes, ratios pair by pair, errors, compile time."""
-    summary: dict[str, Any] = {
+    summary: Summary = {
         **row.case._asdict(),
         "library": row.competitor.library,
         "variant": row.competitor.variant,
+        "algorithm": row.competitor.algorithm,
         "rule": row.competitor.rule,
         "versions": row.versions,
         "fault": row.fault,
     }
     if not row.runs:
         return summary
-    squares = [error * error for error in row.errors]
+    numbers = [run.details for run in row.runs]
+    names = [name for name, value in numbers[0].items() if isinstance(value, int | float)]
     return {
         **summary,
         "exact_log_evidence": row.exact,
@@ -48,13 +87,15 @@ def summarise(row: Row, ours: Row | None, floor: Row | None) -> dict[str, Any]:
         "compile_wall": row.compile_wall,
         "compile_cpu": row.compile_cpu,
         "error_mean": statistics.fmean(row.errors),
-        "error_rmse": math.sqrt(statistics.fmean(squares)),
+        "error_rmse": row.rmse,
         "peak_rss_mb": max(run.peak_rss_mb for run in row.runs),
         "wall_over_ours": spread(pair_ratios(ours.wall, row.wall)) if ours else None,
         "cpu_over_ours": spread(pair_ratios(ours.cpu, row.cpu)) if ours else None,
         "wall_over_floor": spread(pair_ratios(floor.wall, row.wall)) if floor else None,
         "cpu_over_floor": spread(pair_ratios(floor.cpu, row.cpu)) if floor else None,
         "is_floor": row is floor,
+        "details": {name: _moments([one[name] for one in numbers]) for name in names},
+        "firsts": [run._asdict() for run in row.firsts],
         "runs": [run._asdict() for run in row.runs],
     }
 
@@ -65,45 +106,67 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows by case and resampling rule, in order of first appearance."""
+    """Rows by case, algorithm and resampling rule, in order of first appearance."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
-        found.setdefault((row.case, row.competitor.rule), []).append(row)
+        found.setdefault((row.case, row.competitor.algorithm, row.competitor.rule), []).append(row)
     return list(found.values())
 
 
-def markdown(rows: Sequence[Row], about: dict[str, Any], more: Sequence[str] = ()) -> str:
-    """The readable report: machine, command, versions, `more` lines, one table a case and rule."""
-    lines = [f"# {about['title']}", ""]
-    lines += [f"- {key}: {value}" for key, value in about.items() if key != "title"]
-    lines += [f"- {library}: {text}" for library, text in _versions(rows).items()]
-    lines += [
-        "",
-        "Medians over interleaved rounds. Ratios are taken within a round, then their median; above 1, ours is faster "
-        "(`/ ours`) or the bare scan is (`/ floor`). The floor (**bold**) is the fastest bare scan under the same "
-        "resampling rule. Compile is the first call of a fresh process less a later one, no persistent cache.",
+def group_name(row: Row) -> str:
+    """Case, algorithm and rule of a row, for titles."""
+    rule = f", resampling {row.competitor.rule}" if row.competitor.rule else ""
+    return f"{row.case}, {row.competitor.algorithm}{rule}"
+
+
+def target_table(lines: Sequence[str]) -> list[str]:
+    """Lines of `target_line` under their header."""
+    return ["", "## Targets", "", "| case | target | wall | CPU | holds (wall)? |", "|---|---|---|---|---|", *lines]
+
+
+def target_line(case: str, target: str, wall: Any, cpu: Any, holds: bool) -> str:
+    """One promise against what was measured; numbers get two digits, anything else is shown as it is."""
+    cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in (wall, cpu)]
+    return f"| {case} | {target} | {cells[0]} | {cells[1]} | {'yes' if holds else '**no**'} |"
+
+
+def markdown(outcome: Outcome) -> str:
+    """The readable report: machine, command, versions, `more` lines, one table a group."""
+    columns = outcome.columns
+    lines = [f"# {outcome.title}", ""]
+    lines += [f"- {key}: {value}" for key, value in outcome.notes.items()]
+    lines += [f"- {library}: {text}" for library, text in _versions(outcome.rows).items()]
+    intro = [
+        "Medians over interleaved rounds. Ratios are taken within a round, then their median; above 1, ours is faster.",
+        "Compile is the first call of a fresh process less a later one, no persistent cache.",
     ]
-    lines += more
-    for group in groups(rows):
-        case, rule = group[0].case, group[0].competitor.rule
-        title = f"## {case.problem}, T = {case.num_steps}, N = {case.num_particles}, resampling {rule}"
-        lines += ["", title, "", HEADER]
+    if any(row.competitor.library == "bare" for row in outcome.rows):
+        intro.append("The floor (**bold**) is the fastest bare scan under the same resampling rule.")
+    lines += ["", " ".join(intro), *outcome.more]
+    header = "| library: variant | " + " | ".join(column.title for column in columns) + " |"
+    for group in groups(outcome.rows):
+        lines += ["", f"## {group_name(group[0])}", "", header, "|---" * (1 + len(columns)) + "|"]
         ours, floor = ours_of(group), floor_of(group)
-        lines += [_line(summarise(row, ours, floor)) for row in group]
+        lines += [_line(summarise(row, ours, floor), columns) for row in group]
     return "\n".join(lines) + "\n"
 
 
-def write(name: str, rows: Sequence[Row], about: dict[str, Any], folder: Path, more: Sequence[str] = ()) -> Path:
+def write(name: str, outcome: Outcome, folder: Path) -> Path:
     """Writes the JSON and the Markdown file; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = next((row.device for row in rows if row.device and row.competitor.library == "bare"), "cpu")
+    device = next((row.device for row in outcome.rows if row.device and row.competitor.library != "particles"), "cpu")
     slug = "".join(c if c.isalnum() else "-" for c in device.lower())
     stem = f"{name}-{slug}-{date.today().isoformat()}"
-    summaries = [summarise(row, ours_of(group), floor_of(group)) for group in groups(rows) for row in group]
+    summaries = [summarise(row, ours_of(group), floor_of(group)) for group in groups(outcome.rows) for row in group]
+    about = {"title": outcome.title, **outcome.notes}
     (folder / f"{stem}.json").write_text(json.dumps({"about": about, "rows": summaries}, indent=1) + "\n")
     path = folder / f"{stem}.md"
-    path.write_text(markdown(rows, about, more))
+    path.write_text(markdown(outcome))
     return path
+
+
+def _moments(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(values), "rms": statistics.fmean(value * value for value in values) ** 0.5}
 
 
 def _versions(rows: Sequence[Row]) -> dict[str, str]:
@@ -114,24 +177,9 @@ def _versions(rows: Sequence[Row]) -> dict[str, str]:
     return found
 
 
-def _line(summary: dict[str, Any]) -> str:
+def _line(summary: Summary, columns: Sequence[Column]) -> str:
     name = f"{summary['library']}: {summary['variant']}"
     if "wall" not in summary:
-        return f"| {name} | failed: {summary['fault']} |" + " |" * 7
-    wall, cpu = summary["wall"], summary["cpu"]
-    cells = [
-        f"**{name}**" if summary["is_floor"] else name,
-        f"{wall['median']:.3g} ({wall['min']:.3g}-{wall['max']:.3g})",
-        f"{cpu['median']:.3g}",
-        _ratio(summary["wall_over_ours"]),
-        _ratio(summary["cpu_over_ours"]),
-        _ratio(summary["wall_over_floor"]),
-        f"{summary['error_mean']:+.2f} ({summary['error_rmse']:.2f})",
-        f"{summary['compile_wall']:.2f} ({summary['compile_cpu']:.2f})",
-        f"{summary['peak_rss_mb']:.0f}",
-    ]
+        return f"| {name} | failed: {summary['fault']} |" + " |" * (len(columns) - 1)
+    cells = [f"**{name}**" if summary["is_floor"] else name, *(column.cell(summary) for column in columns)]
     return "| " + " | ".join(cells) + " |"
-
-
-def _ratio(values: dict[str, float] | None) -> str:
-    return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})" if values else "-"

@@ -1,8 +1,12 @@
 """A worker: one competitor in its own process, driven line by line through JSON on stdin and stdout.
 
-Requests: `{"do": "prepare", "adapter", "variant", "problem", "num_steps", "num_particles"}`,
-`{"do": "run", "seed"}`, `{"do": "stop"}`. Each is answered by one line. A fault ends the process with a traceback
-on stderr, which the harness reports: nothing is caught here.
+Requests: `{"do": "prepare", "adapter", "variant", "problem", "size", "num_particles"}`, `{"do": "run", "seed"}`,
+`{"do": "stop"}`. Each is answered by one line. A fault ends the process with a traceback on stderr, which the
+harness reports: nothing is caught here.
+
+The adapter is a module with `PACKAGES` and `prepare(variant, problem, num_particles)`; the problem is that of
+`make_problem(name, size, solve=False)` in the module `_problems` beside it. What `prepare` returns takes a seed and
+returns the log evidence, or that and a function for the other numbers of the run, which is called off the clock.
 """
 
 import importlib
@@ -37,8 +41,8 @@ def main() -> None:
 def _prepare(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     start = time.perf_counter()
     adapter = importlib.import_module(request["adapter"])
-    problems = importlib.import_module("benchmarks.filters._problems")
-    problem = problems.make_problem(request["problem"], request["num_steps"], solve=False)
+    problems = importlib.import_module(request["adapter"].rpartition(".")[0] + "._problems")
+    problem = problems.make_problem(request["problem"], request["size"], solve=False)
     run = adapter.prepare(request["variant"], problem, request["num_particles"])
     reply = {
         "versions": {name: version(name) for name in adapter.PACKAGES},
@@ -51,13 +55,12 @@ def _prepare(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 def _run(run: Any, seed: int) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
-    log_evidence = run(seed)
-    return {
-        "wall": time.perf_counter() - wall,
-        "cpu": time.process_time() - cpu,
-        "log_evidence": log_evidence,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    found = run(seed)
+    times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    log_evidence, details = found if isinstance(found, tuple) else (found, dict)
+    # The peak is read before `details`, which may run more than the competitor does.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**times, "log_evidence": log_evidence, "peak_rss_mb": peak, "details": details()}
 
 
 def _device() -> str:

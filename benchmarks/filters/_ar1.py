@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.filters._problems import Problem
+from benchmarks.filters._problems import Problem, optimal_proposal
 
 HALF_LOG_2PI = 0.9189385332046727
 
@@ -33,6 +33,17 @@ class Model(NamedTuple):
             return -0.5 * (y * y * jnp.exp(-x) + x) - HALF_LOG_2PI
         z = (y - x) / self.observation_scale
         return -0.5 * z * z - jnp.log(self.observation_scale) - HALF_LOG_2PI
+
+    def propose(self, x, y, noise):
+        """x_t given x_{t-1} and y_t, from standard normal noise; linear-Gaussian only."""
+        centre, scale = optimal_proposal(y, self.mutate(x, 0), self.scale, self.observation_scale)
+        return centre + scale * noise
+
+    def log_predictive(self, y, x):
+        """The log density of y_t given x_{t-1}, elementwise; linear-Gaussian only."""
+        scale = jnp.hypot(self.scale, jnp.asarray(self.observation_scale))
+        z = (y - self.mutate(x, 0)) / scale
+        return -0.5 * z * z - jnp.log(scale) - HALF_LOG_2PI
 
 
 def jax_model(problem: Problem) -> tuple[Model, jax.Array]:

@@ -17,8 +17,6 @@ from jax.scipy.special import logsumexp
 from benchmarks.filters._ar1 import Model, jax_model
 from benchmarks.filters._problems import Problem
 
-VARIANTS = {"vmap/always": "always", "one-key/always": "always"}
-QUICK = tuple(VARIANTS)
 PACKAGES = ("blackjax", "jax", "jaxlib")
 
 

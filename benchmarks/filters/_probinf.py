@@ -1,4 +1,7 @@
-"""Ours: `samplers.particle_filter` on `StateSpaceModel(...).bootstrap(ys)`, as a user calls it, checks and all."""
+"""Ours: `samplers.particle_filter` on `StateSpaceModel(...).bootstrap(ys)`, as a user calls it, checks and all.
+
+"guided" and "auxiliary" are the models of those names, whose proposal is locally optimal where nothing is asked for.
+"""
 
 from collections.abc import Callable
 
@@ -7,10 +10,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from benchmarks.filters._problems import Problem
-from probinf import models, samplers
+from probinf import FeynmanKac, models, samplers
 
-VARIANTS = {"always": "always", "ess<.5": "ess<.5"}
-QUICK = tuple(VARIANTS)
 PACKAGES = ("jax", "jaxlib", "numpyro", "equinox")
 
 
@@ -33,10 +34,17 @@ def state_space_model(problem: Problem) -> models.StateSpaceModel:
     return models.StateSpaceModel(initial, transition, observation)
 
 
+def feynman_kac(problem: Problem, algorithm: str = "bootstrap") -> FeynmanKac:
+    """The problem's model for one algorithm: "bootstrap", "guided" or "auxiliary"."""
+    make = getattr(state_space_model(problem), algorithm)
+    return make(jnp.asarray(problem.ys, jnp.zeros(()).dtype))
+
+
 def prepare(variant: str, problem: Problem, num_particles: int) -> Callable[[int], float]:
     """A function from seed to log evidence, compiled at its first call."""
-    model = state_space_model(problem).bootstrap(jnp.asarray(problem.ys, jnp.zeros(()).dtype))
-    threshold = 1.0 if variant == "always" else 0.5
+    *algorithm, rule = variant.split("/")
+    model = feynman_kac(problem, *algorithm)
+    threshold = 1.0 if rule == "always" else 0.5
 
     def run(seed: int) -> float:
         out = samplers.particle_filter(

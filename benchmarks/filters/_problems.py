@@ -111,6 +111,17 @@ def grid_log_evidence(problem: Problem, *, num_points: int = 1200, width: float 
     return float(total)
 
 
+def optimal_proposal(y, centre, scale, observation_scale):
+    """Location and scale of x_t given y_t and x_{t-1}, where x_t ~ N(centre, scale^2) and y_t ~ N(x_t, s^2)."""
+    precision = scale**-2 + observation_scale**-2
+    return (centre * scale**-2 + y * observation_scale**-2) / precision, precision**-0.5
+
+
+def log_predictive(y, centre, scale, observation_scale) -> np.ndarray:
+    """The log density of y_t given x_{t-1}, with the same meanings, in numpy."""
+    return _log_normal(y, centre, np.hypot(scale, observation_scale))
+
+
 def log_observation(problem: Problem, y: float, x: np.ndarray) -> np.ndarray:
     """The log density of y given x, elementwise, in numpy."""
     if problem.observation_scale is None:
