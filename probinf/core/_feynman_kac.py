@@ -61,6 +61,18 @@ class FeynmanKac(eqx.Module):
         """Optional: log psi_t of particles at t - 1, a guess of their G_t, for auxiliary filters."""
         self._absent("look_ahead")
 
+    def log_backward(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
+        """Log of M_t(x_prev, x) G_t(x_prev, x), up to terms free of `x_prev`: what smoothers weigh the past by.
+
+        Override it where the potential does not look at `x_prev`.
+        """
+        return self.log_transition(t, x_prev, x) + self.log_potential(t, x_prev, x)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the class defines `look_ahead`."""
+        return type(self).look_ahead is not FeynmanKac.look_ahead
+
     def gather(self, particles: PyTree, ancestors: Ancestors) -> PyTree:
         """Optional: particles[ancestors]; override it where a copy can be avoided."""
         return take(particles, ancestors)
@@ -99,6 +111,18 @@ class Batched(eqx.Module):
         if x_prev is None:
             return self._map(lambda one: self.model.log_potential(t, None, one), x)
         return self._map(lambda before, one: self.model.log_potential(t, before, one), x_prev, x)
+
+    def log_transition(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
+        """The log density of N moves."""
+        if self.model.batch:
+            return self.model.log_transition(t, x_prev, x)
+        return self._map(lambda before, one: self.model.log_transition(t, before, one), x_prev, x)
+
+    def log_backward(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
+        """What smoothers weigh the past of N moves by."""
+        if self.model.batch:
+            return self.model.log_backward(t, x_prev, x)
+        return self._map(lambda before, one: self.model.log_backward(t, before, one), x_prev, x)
 
     def _map(self, function: Callable, *items: PyTree) -> PyTree:
         return map_items(function, *items, traceable=self.model.traceable)

@@ -74,7 +74,8 @@ def map_particles(function: Callable, key: PRNGKey, num_particles: int, *items: 
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_particles], drawn)
 
     words = _words(key)
-    if not _BLOCK < num_particles <= 32 * _BLOCK:
+    # Blocks run one after the other, which would bring particles that are spread over a mesh together.
+    if not jax.sharding.get_abstract_mesh().empty or not _BLOCK < num_particles <= 32 * _BLOCK:
         return whole(words, items)
     return jax.lax.platform_dependent(words, items, cpu=in_blocks, default=whole)
 

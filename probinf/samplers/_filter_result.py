@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from rich.console import Console
 from rich.table import Table
 
-from probinf.core import InferenceError, Population, Status, check_status
+from probinf.core import FeynmanKac, InferenceError, Population, Status, check_status
 
 NO_VARIANCE = {
     "scheme": "the single-run variance estimate holds for multinomial resampling only; pass `num_replicates=`",
@@ -26,11 +26,13 @@ class History(NamedTuple):
         particles: leaves [T, N, ...], after weighting at each time.
         log_weights: [T, N].
         ancestors: [T - 1, N]; row t tells where each slot at time t + 1 came from (for `trace_back`).
+        model: the `FeynmanKac` that was run, for smoothers.
     """
 
     particles: PyTree
     log_weights: Float[Array, "t n"]
     ancestors: Int[Array, "t_less_1 n"]
+    model: FeynmanKac
 
 
 class FilterResult(eqx.Module):

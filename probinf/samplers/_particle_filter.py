@@ -7,8 +7,8 @@ estimate is unbiased for fixed and adaptive resampling alike; its logarithm is b
 its variance.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -33,6 +33,7 @@ from probinf.core import (
     sequence,
     spawn,
     weigh,
+    with_changes,
 )
 from probinf.samplers._evidence import combine_replicates, evidence_variance
 from probinf.samplers._filter_result import FilterResult, History
@@ -51,10 +52,13 @@ def particle_filter(
     record: Callable[[Population], PyTree] | None = None,
     history: bool = False,
     num_replicates: int | None = None,
+    differentiable: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     throw: bool = True,
 ) -> FilterResult:
     """Runs a particle filter, compiled once per model structure, shapes and `num_particles`.
+
+    A model with a `look_ahead`, such as `ssm.auxiliary(ys)`, is run as an auxiliary filter (Pitt, Shephard 1999).
 
     Memory does not depend on T, but for what is reported for each time step: scalars and means, and what
     `quantiles`, `record` and `history` ask for.
@@ -70,7 +74,11 @@ def particle_filter(
         history: whether to keep all particles, weights and ancestors, memory O(T N).
         num_replicates: R >= 2 independent filters in one program. `log_evidence` is then that of their mean, and
             its variance is estimated from their spread; everything else has a leading axis R.
-        mesh: devices to spread the particles over (first axis of the mesh).
+        differentiable: whether the gradient of `log_evidence` goes through the resampling (see `resample`).
+        mesh: devices to spread the particles over (first axis of the mesh; its size must divide N), here or in
+            several processes of `jax.distributed` that all make this call with the same arguments. The particles of
+            `population` and `history` come back spread, everything else whole on every device. Ancestors, weights
+            and evidence do not depend on the mesh; `mean` does in its last bits. See `place` for what moves.
         throw: whether a fatal status raises; non-fatal bits give one warning. Skipped under your own `jit`, where
             only `status` tells.
 
@@ -90,7 +98,9 @@ def particle_filter(
     levels = jnp.asarray(quantiles, jnp.zeros(()).dtype)
     if levels.ndim != 1 or not all(0 < level < 1 for level in np.asarray(quantiles)):
         raise ValueError(f"`quantiles` is {quantiles}; needed levels strictly between 0 and 1, such as (0.05, 0.95)")
-    summary = _Summary(levels, record, _Options(num_particles, history, mesh, levels.shape[0] > 0))
+    summary = _Summary(
+        levels, record, _Options(num_particles, history, differentiable, place(mesh), levels.shape[0] > 0)
+    )
     run = _run if is_traceable(extend(model)) else _replicated
     result = run(key, model, scheme, ess_below(ess_threshold), summary, num_replicates)
     if throw and is_concrete(result.status):
@@ -101,7 +111,8 @@ def particle_filter(
 class _Options(eqx.Module):
     num_particles: int = eqx.field(static=True)
     history: bool = eqx.field(static=True)
-    mesh: Any = eqx.field(static=True)
+    differentiable: bool = eqx.field(static=True)
+    home: place
     sort: bool = eqx.field(static=True)
 
 
@@ -138,7 +149,8 @@ class _Summary(eqx.Module):
     options: _Options
 
     def __call__(self, population: Population) -> dict[str, PyTree]:
-        weighed = weigh(population.log_weights)
+        # Kept whole: else the sums of the weights are spread as those of the particles, in another order of addition.
+        weighed = self.options.home.whole(weigh(population.log_weights))
         report = {
             "log_evidence": population.log_evidence,
             "ess": weighed.ess,
@@ -192,16 +204,43 @@ def weighted_quantiles(relative: Float[Array, " n"], values: Array, levels: Floa
     return jax.vmap(column, in_axes=1, out_axes=1)(columns).reshape(levels.shape[0], *values.shape[1:])
 
 
+def _scheme_on(home: place, scheme: AbstractScheme) -> Callable:
+    """The scheme on whole weights, so that its sums do not depend on the mesh."""
+    if home.mesh is None:
+        return scheme
+    return lambda key, weights, pinned: home.whole(scheme(key, home.whole(weights), pinned=pinned))
+
+
+def _look_ahead_on(home: place, model: FeynmanKac) -> Callable | None:
+    """The model's look-ahead, gathered whole as weights are; None if it has none."""
+    if home.mesh is None or not model.looks_ahead:
+        return model.look_ahead if model.looks_ahead else None
+    return lambda step, particles: home.whole(model.look_ahead(step, particles))
+
+
+def _gather_on(home: place, model: FeynmanKac) -> Callable:
+    """The model's own gather; without one, that of the mesh."""
+    own = type(model).gather is not FeynmanKac.gather
+    return model.gather if own or home.mesh is None or not model.traceable else home.gather
+
+
 def _filter(
     key: PRNGKey, model: FeynmanKac, scheme: AbstractScheme, when: ess_below, summary: _Summary
 ) -> FilterResult:
     """The algorithm: a population, and four verbs for each later time."""
     start_key, loop_key = jax.random.split(key)
+    home = summary.options.home
     population, start = spawn(model, summary.options.num_particles).start(start_key)
     step = sequence(
-        place(summary.options.mesh),
+        home,
         observe(summary),
-        resample(scheme, when=when, gather=model.gather),
+        resample(
+            _scheme_on(home, scheme),
+            when=when,
+            look_ahead=_look_ahead_on(home, model),
+            gather=_gather_on(home, model),
+            differentiable=summary.options.differentiable,
+        ),
         extend(model),
     )
 
@@ -217,6 +256,7 @@ def _filter(
         info = (None, summary(population), unmoved, start)
         rows = jax.tree.map(lambda leaf: leaf[None][:0], record(population, info))
     reports, resampled, ancestors, weighting = rows
+    population = home.put(population)
     # A step observes the population that it starts from (sharing one exponential pass with its resampling).
     reports = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), reports, summary(population))
     resampled = jnp.concatenate([jnp.zeros(1, bool), resampled])
@@ -225,7 +265,7 @@ def _filter(
     history = None
     if reports["history"] is not None:
         particles, log_weights = reports["history"]
-        history = History(particles, log_weights, ancestors)
+        history = History(particles, log_weights, ancestors, model)
     # Bits are never cleared, so the first bad step comes after all the good ones.
     num_good = jnp.sum(reports["status"] == 0, dtype=jnp.int32)
     return FilterResult(
@@ -254,10 +294,27 @@ def _replicated(
     summary: _Summary,
     num_replicates: int | None,
 ) -> FilterResult:
-    if num_replicates is None:
-        return _filter(key, model, scheme, when, summary)
-    keys = jax.random.split(key, num_replicates)
-    return combine_replicates(jax.vmap(lambda k: _filter(k, model, scheme, when, summary))(keys))
+    home = summary.options.home
+    with home.near():
+        if num_replicates is None:
+            return _settled(home, _filter(key, model, scheme, when, summary), 0)
+        keys = jax.random.split(key, num_replicates)
+        result = combine_replicates(jax.vmap(lambda k: _filter(k, model, scheme, when, summary))(keys))
+        return _settled(home, result, 1)
+
+
+def _settled(home: place, result: FilterResult, axis: int) -> FilterResult:
+    """Particles spread along `axis`, everything else whole, so that every process can read it."""
+    if home.mesh is None:
+        return result
+    particles, history = result.population.particles, result.history
+    bare = dataclasses.replace(result, population=with_changes(result.population, particles=None), history=None)
+    bare = home.whole(bare)
+    if history is not None:
+        spread = home.spread(history.particles, axis + 1)
+        history = home.whole(history._replace(particles=None))._replace(particles=spread)
+    population = with_changes(bare.population, particles=home.spread(particles, axis))
+    return dataclasses.replace(bare, population=population, history=history)
 
 
 _run = compiled(_replicated)
