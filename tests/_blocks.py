@@ -179,6 +179,72 @@ BLOCKS["samplers_warmup_chunk"] = _chunk(warmup=True)
 BLOCKS["samplers_sample_chunk"] = _chunk(warmup=False)
 
 
+def _skewed_likelihood(x: jax.Array) -> jax.Array:
+    return jnp.sum(-jnp.exp(x))
+
+
+def _normal_prior(x: jax.Array) -> jax.Array:
+    return -0.5 * jnp.sum(x**2)
+
+
+@block
+def samplers_tempered_smc() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    target = pb.Target(
+        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
+    )
+
+    def run(key):
+        return samplers.tempered_smc(key, target, num_particles=64, max_temperatures=10, throw=False)
+
+    return run, (KEY,)
+
+
+@block
+def samplers_waste_free_smc() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    target = pb.Target(
+        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
+    )
+
+    def run(key):
+        out = samplers.tempered_smc(key, target, num_particles=64, num_steps=3, waste_free=True, throw=False)
+        return out.log_evidence
+
+    return run, (KEY,)
+
+
+@block
+def samplers_path_smc() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    prior = pb.Target(lambda x: jnp.zeros_like(x), lambda x: -0.5 * x**2, jax.random.normal)
+
+    def run(key, data):
+        path = samplers.DataPath(prior, lambda x, y: -0.5 * (y - x) ** 2, data)
+        return samplers.path_smc(key, path, num_particles=64, throw=False)
+
+    return run, (KEY, vector(6))
+
+
+@block
+def samplers_importance() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    target = pb.Target(lambda x: -jnp.exp(x), lambda x: -0.5 * x**2)
+
+    def run(key):
+        return samplers.importance(key, target, dist.Normal(0.0, 1.0), 64, throw=False)
+
+    return run, (KEY,)
+
+
 # --- models ---
 
 

@@ -115,7 +115,12 @@ def weight_dtype(*dtypes: Any) -> Any:
 
 
 def with_changes(population: Population, **changes: Any) -> Population:
-    """The population with some fields replaced."""
+    """The population with some fields replaced.
+
+    Args:
+        population: a `Population`.
+        **changes: new values of its fields.
+    """
     fields = ("particles", "log_weights", "log_scale", "log_scale_low", "eve", "num_resampled", "status", "context")
     return Population(**{name: changes.get(name, getattr(population, name)) for name in fields})
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from probinf.core import Population, PRNGKey, Target, is_fatal, map_particles, with_changes
+from probinf.core import Population, PRNGKey, Target, is_fatal, particle_keys, with_changes
 from probinf.samplers._stage import Stage, corrected_step
 
 
@@ -47,8 +47,8 @@ def tuned_kernel(kernel: Any, context: Tempering, step_size: Float[Array, ""]) -
 
 def step_all(key: PRNGKey, kernel: Any, target: Target, states: PyTree) -> tuple[PyTree, Float[Array, ""]]:
     """One transition of every particle, and the mean acceptance rate of those that are not at fault."""
-    count = states.status.shape[0]
-    states, info = map_particles(lambda k, state: kernel.step(k, target, state), key, count, states)
+    keys = particle_keys(key, states.status.shape[0])
+    states, info = jax.vmap(lambda k, state: kernel.step(k, target, state))(keys, states)
     rates = jnp.where(is_fatal(states.status) | jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
     return states, jnp.mean(rates)
 

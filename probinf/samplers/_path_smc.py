@@ -157,8 +157,8 @@ def path_smc(
         path: an `AbstractPath`.
         num_particles: N >= 2.
         ess_threshold: resample and move when ESS < threshold * N; in [0, 1].
-        kernel: a kernel that can be tuned, its step size in units of the spread of the population; None is HMC with
-            four leapfrog steps.
+        kernel: a kernel that can be tuned, its step size in units of the spread of the population; None is HMC
+            with trajectories of a quarter period.
         resampling: name of a scheme, or a scheme.
         max_moves: bound of the moves at one target.
         throw: whether a fatal status raises and others warn. Skipped under your own `jit`.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from probinf.samplers._factor import Factor
 
-NUM_HALVINGS = 50
+NUM_HALVINGS = 32
 SMALLEST_LOG_STEP = 80.0  # e^-80 of what is left is the smallest step tried
 GAIN = 1.5
 
