@@ -76,6 +76,13 @@ _ALL = (
         "Efron et al. 2004; Durbin and Koopman 2012",
         "probinf.experiments._tour",
     ),
+    Experiment(
+        "rare-events",
+        "Splitting by a particle filter gives the persistence exponents of four Gaussian processes, 3/16 and 1/4 "
+        "among them.",
+        "Poplavskyi and Schehr 2018; Sinai 1992; Majumdar et al. 1996",
+        "probinf.experiments._rare_events",
+    ),
 )
 _BY_NAME = {experiment.name: experiment for experiment in _ALL}
 EXPERIMENTS: Mapping[str, Experiment] = types.MappingProxyType(_BY_NAME)

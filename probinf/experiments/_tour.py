@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from probinf.experiments import _tour_nile, _tour_regression
+from probinf.experiments import _tour_nile, _tour_nile_smoothing, _tour_regression
 from probinf.experiments._claims import Claim
 from probinf.experiments._page import Part
 from probinf.experiments._workspace import Workspace
@@ -52,4 +52,6 @@ def run(config: Config, workspace: Workspace) -> dict[str, Part]:
 
 def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     """The claims of both parts."""
-    return _tour_regression.claims(metrics["regression"]) + _tour_nile.claims(metrics["nile"])
+    nile = metrics["nile"]
+    found = _tour_regression.claims(metrics["regression"]) + _tour_nile.claims(nile)
+    return found + _tour_nile_smoothing.claims(nile["smoothing"])

@@ -17,6 +17,7 @@ import scipy.stats
 from jax.tree_util import Partial
 
 from probinf import models, samplers
+from probinf.experiments import _tour_nile_smoothing as smoothing
 from probinf.experiments._claims import Claim, Comparison, compare, near
 from probinf.experiments._data import load
 from probinf.experiments._figures import BLUE, INK, MUTED, ORANGE, canvas
@@ -76,14 +77,16 @@ def run(config: Any, workspace: Workspace) -> Part:
     broken = flow.copy()
     for gap in GAPS:
         broken[gap] = np.nan
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    *keys, smoothing_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
     everything = {}
     for name, key, ys in zip(("full", "broken"), keys, (flow, broken), strict=True):
         workspace.say(f"nile: {config.num_replicates} filters of {config.num_particles:,} particles, {name} series")
         everything[name] = filtered(key, np.concatenate([ys, future]), config)
     full, holes = everything["full"], everything["broken"]
+    workspace.say(f"nile: paths from {config.num_replicates} filters, backward in time")
+    smooth = smoothed(smoothing_key, flow, config)
     axis = np.concatenate([years, years[-1] + 1 + np.arange(HORIZON)])
-    metrics = measure(fitted, full, holes)
+    metrics = measure(fitted, full, holes) | {"smoothing": smoothing.measure(smooth)}
     section = Section(
         "The flow of the Nile: particle filter against Kalman filter",
         (
@@ -93,10 +96,13 @@ def run(config: Any, workspace: Workspace) -> Part:
             "nothing: the filter just moves on.",
             f"The variances are the published maximum-likelihood estimates ({PUBLISHED['observation']:,.0f} for the "
             f"flow, {PUBLISHED['level']:,.1f} for the level), and the first level has the prior N(0, 10⁷).",
+            "Looking back, the later years say more about each level than its past alone: the smoothed level is found "
+            "from paths drawn backward through the particles that the filter has kept.",
         ),
         (
             _band(workspace, "nile-filtered", axis, full, _CAPTION_FULL.format(n=config.num_particles)),
             _band(workspace, "nile-missing", axis, holes, _CAPTION_HOLES.format(n=config.num_particles)),
+            smoothing.figure_of(workspace, years, flow, smooth),
             _errors(workspace, axis, full, config),
             _numbers(axis, full),
         ),
@@ -146,6 +152,15 @@ def filtered(key: jax.Array, ys: np.ndarray, config: Any) -> Series:
         quantiles=LEVELS,
     )
     return Series(ys, mean, sd, log_evidence, found)
+
+
+def smoothed(key: jax.Array, flow: np.ndarray, config: Any) -> smoothing.Smoothed:
+    """The level given all observations, exactly and by paths."""
+    with jax.enable_x64(True):
+        model = exact_model(PUBLISHED["observation"], PUBLISHED["level"])
+        exact = models.kalman_smoother(model, jnp.asarray(flow))
+    bound = smoothing.log_bound(PUBLISHED["level"] ** 0.5)
+    return smoothing.smooth(key, particle_model().bootstrap(flow.astype(jnp.zeros(()).dtype)), exact, bound, config)
 
 
 def particle_model() -> models.StateSpaceModel:

@@ -100,7 +100,7 @@ def estimates(target, num_runs, seed=0, schedule=None, **options):
 
 def assert_unbiased(log_evidence, exact, num_errors=6.0):
     """The mean of the ratios to the exact evidence is 1 within six of its standard errors."""
-    ratios = np.exp(np.asarray(log_evidence, np.float64) - exact)
+    ratios = np.exp(np.minimum(np.asarray(log_evidence, np.float64) - exact, 100))
     error = ratios.std(ddof=1) / np.sqrt(ratios.size)
     assert error < 0.2
     assert abs(ratios.mean() - 1) < num_errors * error, (ratios.mean(), error)
@@ -172,13 +172,17 @@ def test_multimodal_evidence_and_mode_weight():
 
 @pytest.mark.parametrize(
     "kernel",
-    [samplers.random_walk(0.8), samplers.mala(0.8), samplers.hmc(0.5, 3, dense=True)],
+    [
+        samplers.random_walk(0.8),
+        pytest.param(samplers.mala(0.8), marks=pytest.mark.slow),
+        pytest.param(samplers.hmc(0.5, 3, dense=True), marks=pytest.mark.slow),
+    ],
     ids=["random_walk", "mala", "dense"],
 )
 def test_other_kernels(kernel):
     target, exact, _ = skewed()
-    out = estimates(target, 32, num_particles=256, kernel=kernel)
-    assert_unbiased(out.log_evidence, exact)
+    run = jax.jit(jax.vmap(lambda k: samplers.tempered_smc(k, target, num_particles=256, kernel=kernel, throw=False)))
+    assert_unbiased(run(jax.random.split(jax.random.key(0), 32)).log_evidence, exact)
 
 
 def test_second_call_compiles_nothing_and_keys_matter():
