@@ -245,6 +245,72 @@ def samplers_importance() -> Block:
     return run, (KEY,)
 
 
+def _backward(method: str, **options: Any) -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        filter_key, path_key = jax.random.split(key)
+        out = samplers.particle_filter(filter_key, local_level().bootstrap(ys), num_particles=64, history=True)
+        return samplers.backward_sample(path_key, out, 16, method, return_info=True, **options)
+
+    return run, (KEY, vector(16))
+
+
+@block
+def samplers_backward_sample() -> Block:
+    return _backward("exact")
+
+
+@block
+def samplers_backward_sample_by_rejection() -> Block:
+    return _backward("rejection", log_bound=0.3)
+
+
+@block
+def samplers_backward_sample_by_mcmc() -> Block:
+    return _backward("mcmc")
+
+
+@block
+def samplers_fixed_lag() -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        out = samplers.particle_filter(key, samplers.fixed_lag(local_level().bootstrap(ys), 4), num_particles=64)
+        return samplers.fixed_lag_means(out)
+
+    return run, (KEY, vector(16))
+
+
+@block
+def samplers_two_filter_smoother() -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        keys = jax.random.split(key)
+        forward, backward = (
+            samplers.particle_filter(k, local_level().bootstrap(data), num_particles=64, history=True)
+            for k, data in zip(keys, (ys, ys[::-1]), strict=True)
+        )
+        return samplers.two_filter_smoother(forward, backward, lambda t, x: -0.01 * x**2)
+
+    return run, (KEY, vector(16))
+
+
+@block
+def samplers_paris() -> Block:
+    from probinf import samplers
+
+    def product(t, x_prev, x):
+        return x**2 if x_prev is None else x_prev * x
+
+    def run(key, ys):
+        out = samplers.paris(key, local_level().bootstrap(ys), product, num_particles=64)
+        return out.estimate, out.log_evidence, out.status
+
+    return run, (KEY, vector(16))
+
+
 # --- models ---
 
 
@@ -298,3 +364,41 @@ def models_known_noise_regression() -> Block:
     from probinf import models
 
     return lambda x, y, sd: models.known_noise_regression(x, y, noise_sd=sd), (vector(16, 3), vector(16), vector())
+
+
+@block
+def models_auxiliary_filter() -> Block:
+    from probinf import samplers
+
+    def run(key, ys):
+        out = samplers.particle_filter(key, local_level().auxiliary(ys), num_particles=64)
+        return out.log_evidence, out.mean
+
+    return run, (KEY, vector(16))
+
+
+@block
+def models_rao_blackwellised_filter() -> Block:
+    from probinf import models, samplers
+
+    rows = jnp.array([[0.8, 0.2], [0.4, 0.6]])
+    switching = models.ConditionallyLinear(
+        lambda: dist.Categorical(jnp.array([0.7, 0.3])),
+        lambda t, u: dist.Categorical(rows[u]),
+        lambda t, u: models.LinearGaussian(0.3, 1.5, jnp.array([0.9, 0.3])[u], 0.5, 1.2, jnp.array([0.2, 2.0])[u]),
+    )
+
+    def run(key, ys):
+        return samplers.particle_filter(key, switching.rao_blackwellised(ys), num_particles=64).log_evidence
+
+    return run, (KEY, vector(16))
+
+
+@block
+def models_ensemble_kalman_filter() -> Block:
+    from probinf import models
+
+    def run(key, ys):
+        return tuple(models.ensemble_kalman_filter(key, local_level(), ys, num_particles=64))
+
+    return run, (KEY, vector(16))

@@ -19,6 +19,7 @@ from probinf.core._effects import map_items as map_items
 from probinf.core._effects import repeat as repeat
 from probinf.core._fast_key import fast_key as fast_key
 from probinf.core._fast_key import plain_key as plain_key
+from probinf.core._feynman_kac import Batched as Batched
 from probinf.core._feynman_kac import FeynmanKac as FeynmanKac
 from probinf.core._feynman_kac import take as take
 from probinf.core._fingerprint import fingerprint_of as fingerprint_of
@@ -27,6 +28,7 @@ from probinf.core._kernel import Point as Point
 from probinf.core._kernel import evaluate as evaluate
 from probinf.core._kernel import point_gradient as point_gradient
 from probinf.core._kernel import point_log_density as point_log_density
+from probinf.core._particle_keys import draws_with_particle_keys as draws_with_particle_keys
 from probinf.core._particle_keys import map_particles as map_particles
 from probinf.core._particle_keys import particle_keys as particle_keys
 from probinf.core._population import Population as Population

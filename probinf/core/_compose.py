@@ -132,7 +132,7 @@ class Along(eqx.Module):
             def apply(keys: Array, population: Population, step: Any) -> tuple[Population, Any]:
                 return body(plain_key(keys), population, step)
 
-        # The loop carries the bits of the keys: under `vmap` the key-reuse checker takes a scan over typed keys for reuse.
+        # The loop takes the bits of the keys: under `vmap` the key-reuse checker calls a scan over typed keys reuse.
         bits, restore = unwrap_key(keys)
 
         def one(population: Population, item: tuple[Array, PyTree]) -> tuple[Population, PyTree]:

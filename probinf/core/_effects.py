@@ -52,8 +52,8 @@ _HANDLER: contextvars.ContextVar[Handler | None] = contextvars.ContextVar("probi
 
 
 @contextlib.contextmanager
-def enumerating(handler: Handler) -> Iterator[None]:
-    """Within the block every `choose` is decided by `handler` instead of drawn."""
+def enumerating(handler: Handler | None) -> Iterator[None]:
+    """Within the block every `choose` is decided by `handler` instead of drawn; None draws again."""
     token = _HANDLER.set(handler)
     try:
         yield
@@ -107,11 +107,8 @@ def scan(body: Callable, carry: PyTree, xs: PyTree, length: int, *, traceable: b
         carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
         outputs.append(output)
     if not outputs:
-        token = _HANDLER.set(None)  # the body is only looked at for its shapes
-        try:
+        with enumerating(None):  # the body is only looked at for its shapes
             return carry, jax.lax.scan(body, carry, xs, length)[1]
-        finally:
-            _HANDLER.reset(token)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 

@@ -118,6 +118,12 @@ class Batched(eqx.Module):
             return self.model.log_transition(t, x_prev, x)
         return self._map(lambda before, one: self.model.log_transition(t, before, one), x_prev, x)
 
+    def look_ahead(self, t: int | Array, x: PyTree) -> Array:
+        """Log psi_t of N particles at t - 1."""
+        if self.model.batch:
+            return self.model.look_ahead(t, x)
+        return self._map(lambda one: self.model.look_ahead(t, one), x)
+
     def log_backward(self, t: int | Array, x_prev: PyTree, x: PyTree) -> Array:
         """What smoothers weigh the past of N moves by."""
         if self.model.batch:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 from jaxtyping import Array, Key, PyTree, UInt32
 
+from probinf.core._effects import enumerating
 from probinf.core._types import PRNGKey
 
 _BLOCK = 512
@@ -78,6 +79,21 @@ def map_particles(function: Callable, key: PRNGKey, num_particles: int, *items: 
     if not jax.sharding.get_abstract_mesh().empty or not _BLOCK < num_particles <= 32 * _BLOCK:
         return whole(words, items)
     return jax.lax.platform_dependent(words, items, cpu=in_blocks, default=whole)
+
+
+def draws_with_particle_keys(function: Callable, *items: PyTree) -> bool:
+    """Whether `function(key, *items)` can draw from particle keys; `jax.random.poisson` cannot.
+
+    Args:
+        function: of a key, and of what belongs to one particle.
+        *items: leaves of one particle, or their shapes.
+    """
+    try:
+        with enumerating(None):
+            jax.eval_shape(lambda *values: function(particle_keys(jax.random.key(0), 1)[0], *values), *items)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _keys(words: UInt32[Array, "2"], index: UInt32[Array, " n"]) -> Key[Array, " n"]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from probinf.core._effects import cond, map_items
 from probinf.core._feynman_kac import Batched, FeynmanKac
+from probinf.core._particle_keys import draws_with_particle_keys, particle_keys
 from probinf.core._population import Population, weight_dtype, with_changes
 from probinf.core._status import Status, flag
 from probinf.core._sums import largest
@@ -67,7 +68,10 @@ class Spawn(eqx.Module):
     def start(self, key: PRNGKey) -> tuple[Population, WeightInfo]:
         """The population, and the info of its first weighting."""
         if not isinstance(self.sampler, FeynmanKac):
-            keys = jax.random.split(key, self.num_particles)
+            if draws_with_particle_keys(self.sampler):
+                keys = particle_keys(key, self.num_particles)
+            else:
+                keys = jax.random.split(key, self.num_particles)
             particles = map_items(self.sampler, keys)
             population = fresh_population(pin(particles, self.reference), self.context)
             return population, WeightInfo(jnp.zeros((), jnp.int32))

@@ -1,5 +1,12 @@
 """Models, and the exact answers that samplers are checked against."""
 
+from probinf.models._conditionally_linear import ConditionallyLinear as ConditionallyLinear
+from probinf.models._conditionally_linear import RaoBlackwellised as RaoBlackwellised
+from probinf.models._conditionally_linear import RaoBlackwellisedModel as RaoBlackwellisedModel
+from probinf.models._ensemble_kalman import EnsembleKalmanFiltered as EnsembleKalmanFiltered
+from probinf.models._ensemble_kalman import ensemble_kalman_filter as ensemble_kalman_filter
+from probinf.models._guided import AuxiliaryModel as AuxiliaryModel
+from probinf.models._guided import GuidedModel as GuidedModel
 from probinf.models._hmm import HMMPosterior as HMMPosterior
 from probinf.models._hmm import ViterbiPath as ViterbiPath
 from probinf.models._hmm import hmm_forward_backward as hmm_forward_backward

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution, Independent
 
-from probinf.core import map_particles, particle_keys
+from probinf.core import draws_with_particle_keys, map_particles
 from probinf.core._feynman_kac import FeynmanKac
 from probinf.core._types import PRNGKey
 from probinf.models._observations import prepare_observations
 from probinf.models._types import Numbers
 
 
-def _as_pytree(function: Any) -> Any:
-    # A bare function is no pytree: as a leaf it would keep the model from `jax.jit`. A `Partial` holds it aside.
+def as_pytree(function: Any) -> Any:
+    """The function as a pytree: as a bare leaf it would keep the model from `jax.jit`; a `Partial` holds it aside."""
     is_leaf = jax.tree.structure(function) == jax.tree.structure(0)
     return jax.tree_util.Partial(function) if is_leaf and callable(function) else function
 
@@ -49,9 +49,9 @@ class StateSpaceModel(eqx.Module):
         ValueError: `transition` draws another shape than `initial`.
     """
 
-    initial: Callable[[], Distribution] = eqx.field(converter=_as_pytree)
-    transition: Callable[[Array, Array], Distribution] = eqx.field(converter=_as_pytree)
-    observation: Callable[[Array, Array], Distribution] = eqx.field(converter=_as_pytree)
+    initial: Callable[[], Distribution] = eqx.field(converter=as_pytree)
+    transition: Callable[[Array, Array], Distribution] = eqx.field(converter=as_pytree)
+    observation: Callable[[Array, Array], Distribution] = eqx.field(converter=as_pytree)
 
     def __check_init__(self) -> None:
         """Traces the three functions once, on abstract values."""
@@ -100,6 +100,72 @@ class StateSpaceModel(eqx.Module):
         # The type checker counts the abstract `num_steps` as an argument.
         return BootstrapModel(self, observations, observed, layout.own_generator)
 
+    def guided(
+        self,
+        ys: Numbers,
+        proposal: Callable[[Array, Array, Array], Distribution] | None = None,
+        initial_proposal: Callable[[Array], Distribution] | None = None,
+    ) -> FeynmanKac:
+        r"""The Feynman-Kac model of a guided filter: moves by a proposal $q$ that has seen $y_t$.
+
+        Weights are $G_t = f(x_t \mid x_{t-1})\, g(y_t \mid x_t) / q(x_t \mid x_{t-1}, y_t)$, so that the normalising
+        constant is that of `bootstrap`. Where any component of $y_t$ is missing, a proposal of yours gives way to
+        the transition; the default uses the components that are there.
+
+        Args:
+            ys: observations, as in `bootstrap`.
+            proposal: `proposal(t, x, y)`, the law $q$ of $x_t$ given $x_{t-1}$ = `x` and $y_t$ = `y`; it must reach
+                wherever f and g do. None is the locally optimal proposal: the law of $x_t$ given $x_{t-1}$ and $y_t$
+                with the mean of the observation made linear around the mean of the transition. It is exact where
+                observations are linear in the state with constant noise, and an extended Kalman proposal elsewhere.
+                It needs a `transition` and an `observation` that are Normal or MultivariateNormal.
+            initial_proposal: `initial_proposal(y)`, the law that $x_0$ is drawn from given $y_0$ = `y`. None is
+                `initial()`; with `proposal=None` too it is the optimal one, if `initial()` is Gaussian.
+
+        Returns:
+            A `FeynmanKac` in batch form, data and parameters as array leaves.
+
+        Raises:
+            ValueError: as for `bootstrap`; or a proposal draws another shape than `initial`.
+            TypeError: `proposal` is None and a distribution is not Gaussian; or a proposal cannot be called so, does
+                not return a NumPyro distribution, or draws another dtype than `initial`.
+        """
+        from probinf.models._guided import guide  # which builds on this module
+
+        return guide(self.bootstrap(ys), proposal, initial_proposal)
+
+    def auxiliary(
+        self,
+        ys: Numbers,
+        look_ahead: Callable[[Array, Array, Array], Array] | None = None,
+        proposal: Callable[[Array, Array, Array], Distribution] | None = None,
+        initial_proposal: Callable[[Array], Distribution] | None = None,
+    ) -> FeynmanKac:
+        r"""The Feynman-Kac model of an auxiliary filter: `guided`, resampled with a look-ahead at $y_t$.
+
+        The filter resamples particles at time t - 1 by $W \psi_t$ and divides by $\psi_t$ afterwards: the evidence
+        stays unbiased for any $\psi_t > 0$. One with lighter tails than $p(y_t \mid x_{t-1})$ can make its variance
+        large.
+
+        Args:
+            ys: observations, as in `bootstrap`.
+            look_ahead: `look_ahead(t, x, y)`, log $\psi_t$ of one particle $x_{t-1}$ = `x` given $y_t$ = `y`; not
+                asked where a component of $y_t$ is missing. None is the density of $y_t$ given $x_{t-1}$ in the
+                linearised model that `guided` describes; the filter is then fully adapted where that is exact.
+            proposal: as in `guided`; pass `lambda t, x, y: model.transition(t, x)` to move by the transition.
+            initial_proposal: as in `guided`.
+
+        Returns:
+            A `FeynmanKac` in batch form with a `look_ahead`.
+
+        Raises:
+            ValueError: as for `guided`; or `look_ahead` does not return a scalar.
+            TypeError: as for `guided`; or `look_ahead` is None and a distribution is not Gaussian.
+        """
+        from probinf.models._guided import look_forward  # which builds on this module
+
+        return look_forward(self.bootstrap(ys), look_ahead, proposal, initial_proposal)
+
     def _example(self) -> Array:
         # Any point of the support of y_0 will do, so the key is immaterial.
         keys = jax.random.split(jax.random.key(0))
@@ -143,8 +209,8 @@ class BootstrapModel(FeynmanKac):
         """The log density of y_t at each particle; 0 where y_t is missing."""
         del x_prev
         time = jnp.asarray(t, jnp.int32)
-        y = _at(self.observations, time)
-        observed = None if self.observed is None else _at(self.observed, time)
+        y = entry_at(self.observations, time)
+        observed = None if self.observed is None else entry_at(self.observed, time)
         log_g = jax.vmap(lambda one: log_density(self.model.observation(time, one), y, observed))(x)
         if observed is not None and observed.ndim < y.ndim:
             # NumPyro calls a value that is NaN impossible; a vector missing in part must not pass for that.
@@ -155,6 +221,10 @@ class BootstrapModel(FeynmanKac):
         """The log density of each move from `x_prev` to `x`."""
         time = jnp.asarray(t, jnp.int32)
         return jax.vmap(lambda before, one: log_density(self.model.transition(time, before), one))(x_prev, x)
+
+    def log_backward(self, t: Array | int, x_prev: Array, x: Array) -> Float[Array, " n"]:
+        """The log density of each move: observations do not look at the state before."""
+        return self.log_transition(t, x_prev, x)
 
     def _map(self, draw: Callable, key: PRNGKey, num_particles: int, *items: Array) -> Array:
         if self.own_generator:
@@ -179,11 +249,11 @@ class Layout(NamedTuple):
 
 def layout_of(model: StateSpaceModel) -> Layout:
     """Evaluates a model's functions abstractly, and checks that they fit together."""
-    for name, num_arguments in (("initial", 0), ("transition", 2), ("observation", 2)):
-        _check_arguments(name, getattr(model, name), num_arguments)
+    for name, arguments in (("initial", ()), ("transition", ("t", "x")), ("observation", ("t", "x"))):
+        check_arguments(name, getattr(model, name), arguments)
     time = jax.ShapeDtypeStruct((), jnp.int32)
-    state, _, own_initial = _abstract_draw("initial", model.initial)
-    moved, _, own_transition = _abstract_draw("transition", model.transition, time, state)
+    state, _, own_initial = abstract_draw("initial", model.initial)
+    moved, _, own_transition = abstract_draw("transition", model.transition, time, state)
     if moved.shape != state.shape:
         raise ValueError(
             f"`transition(t, x)` draws states of shape {moved.shape}, but `initial()` draws shape {state.shape}: "
@@ -193,7 +263,7 @@ def layout_of(model: StateSpaceModel) -> Layout:
         raise TypeError(
             f"`transition(t, x)` draws dtype {moved.dtype}, but `initial()` draws {state.dtype}: make the two agree"
         )
-    observation, block_ndim, _ = _abstract_draw("observation", model.observation, time, state)
+    observation, block_ndim, _ = abstract_draw("observation", model.observation, time, state)
     return Layout(state, observation, block_ndim, own_initial and own_transition)
 
 
@@ -214,19 +284,23 @@ def components(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def _check_arguments(name: str, function: Any, num_arguments: int) -> None:
-    form = f"`{name}({', '.join(('t', 'x')[:num_arguments])})`"
+def check_arguments(
+    name: str, function: Any, arguments: tuple[str, ...], returns: str = "a NumPyro distribution"
+) -> None:
+    """Raises `TypeError` unless `function` can be called with these positional arguments."""
+    form = f"`{name}({', '.join(arguments)})`"
     if isinstance(function, Distribution) or not callable(function):
-        raise TypeError(f"`{name}` is {function!r}: pass a function {form} that returns a NumPyro distribution")
+        raise TypeError(f"`{name}` is {function!r}: pass a function {form} that returns {returns}")
     try:
-        inspect.signature(function).bind(*(None,) * num_arguments)
+        inspect.signature(function).bind(*(None,) * len(arguments))
     except TypeError as error:
         raise TypeError(f"`{name}` cannot be called as {form}: {error}") from error
     except ValueError:  # no signature can be had (some builtins): the trace below decides
         return
 
 
-def _abstract_draw(name: str, function: Callable, *args: Any) -> tuple[jax.ShapeDtypeStruct, int, bool]:
+def abstract_draw(name: str, function: Callable, *args: Any) -> tuple[jax.ShapeDtypeStruct, int, bool]:
+    """Shape and dtype of a draw, the rank of its dependent blocks, and whether particle keys will do."""
     block_ndim = 0
 
     def draw(key: Array, *values: Array) -> Array:
@@ -238,18 +312,15 @@ def _abstract_draw(name: str, function: Callable, *args: Any) -> tuple[jax.Shape
         return jnp.asarray(distribution.sample(key))
 
     shape = jax.eval_shape(lambda *values: draw(jax.random.key(0), *values), *args)
-    try:
-        jax.eval_shape(lambda *values: draw(particle_keys(jax.random.key(0), 1)[0], *values), *args)
-    except NotImplementedError:  # `jax.random.poisson` wants JAX's own generator
-        return shape, block_ndim, False
-    return shape, block_ndim, True
+    return shape, block_ndim, draws_with_particle_keys(draw, *args)
 
 
 def _draw(distribution: Distribution, key: PRNGKey) -> Array:
     return jnp.asarray(distribution.sample(key))
 
 
-def _at(leaf: Array, t: Array) -> Array:
+def entry_at(leaf: Array, t: Array) -> Array:
+    """`leaf[t]`, t in range."""
     return jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False)
 
 

@@ -1,10 +1,19 @@
 """Resampling, particle filters, Markov kernels, adaptation and the runners `particle_filter` and `sample`."""
 
+from probinf.samplers._backward_kernels import BackwardInfo as BackwardInfo
+from probinf.samplers._backward_sample import BackwardSampleInfo as BackwardSampleInfo
+from probinf.samplers._backward_sample import backward_sample as backward_sample
 from probinf.samplers._evidence import evidence_variance as evidence_variance
 from probinf.samplers._filter_result import FilterResult as FilterResult
 from probinf.samplers._filter_result import History as History
+from probinf.samplers._fixed_lag import FixedLag as FixedLag
+from probinf.samplers._fixed_lag import fixed_lag as fixed_lag
+from probinf.samplers._fixed_lag import fixed_lag_means as fixed_lag_means
 from probinf.samplers._hmc import HMC as HMC
 from probinf.samplers._hmc import hmc as hmc
+from probinf.samplers._importance import ImportanceResult as ImportanceResult
+from probinf.samplers._importance import importance as importance
+from probinf.samplers._mala import mala as mala
 from probinf.samplers._mhg import MHG as MHG
 from probinf.samplers._mhg import Auxiliary as Auxiliary
 from probinf.samplers._mhg import Involution as Involution
@@ -12,7 +21,13 @@ from probinf.samplers._mhg import MHGInfo as MHGInfo
 from probinf.samplers._mhg import MHGState as MHGState
 from probinf.samplers._mhg import mhg as mhg
 from probinf.samplers._mhg import relocate as relocate
+from probinf.samplers._paris import ParisResult as ParisResult
+from probinf.samplers._paris import paris as paris
 from probinf.samplers._particle_filter import particle_filter as particle_filter
+from probinf.samplers._path_smc import AbstractPath as AbstractPath
+from probinf.samplers._path_smc import DataPath as DataPath
+from probinf.samplers._path_smc import PathResult as PathResult
+from probinf.samplers._path_smc import path_smc as path_smc
 from probinf.samplers._random_walk import RandomWalk as RandomWalk
 from probinf.samplers._random_walk import random_walk as random_walk
 from probinf.samplers._resampling import ALL_SCHEMES as ALL_SCHEMES
@@ -23,5 +38,9 @@ from probinf.samplers._resampling import stratified as stratified
 from probinf.samplers._resampling import systematic as systematic
 from probinf.samplers._sample import sample as sample
 from probinf.samplers._scheme import AbstractScheme as AbstractScheme
+from probinf.samplers._tempered_smc import SMCResult as SMCResult
+from probinf.samplers._tempered_smc import tempered_smc as tempered_smc
+from probinf.samplers._two_filter import TwoFilterResult as TwoFilterResult
+from probinf.samplers._two_filter import two_filter_smoother as two_filter_smoother
 from probinf.samplers._warmup import TunableKernel as TunableKernel
 from probinf.samplers._warmup import warmup as warmup

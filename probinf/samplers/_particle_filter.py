@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from probinf.core import (
+    Batched,
     FeynmanKac,
     Population,
     PRNGKey,
@@ -214,8 +215,8 @@ def _scheme_on(home: place, scheme: AbstractScheme) -> Callable:
 def _look_ahead_on(home: place, model: FeynmanKac) -> Callable | None:
     """The model's look-ahead, gathered whole as weights are; None if it has none."""
     if home.mesh is None or not model.looks_ahead:
-        return model.look_ahead if model.looks_ahead else None
-    return lambda step, particles: home.whole(model.look_ahead(step, particles))
+        return Batched(model).look_ahead if model.looks_ahead else None
+    return lambda step, particles: home.whole(Batched(model).look_ahead(step, particles))
 
 
 def _gather_on(home: place, model: FeynmanKac) -> Callable:

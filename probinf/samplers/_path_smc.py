@@ -7,7 +7,7 @@ Del Moral, Doucet, Jasra 2006; Chopin 2002 (IBIS: $\pi_t(x) \propto p(x) \prod_{
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -46,7 +46,15 @@ class AbstractPath(eqx.Module):
         num_steps: T >= 0, a field or a property of the subclass.
     """
 
-    num_steps: eqx.AbstractVar[int]
+    if TYPE_CHECKING:
+
+        @property
+        def num_steps(self) -> int:
+            """T."""
+            ...
+
+    else:
+        num_steps: eqx.AbstractVar[int]  # a type checker would take it for an argument of `__init__`
 
     @abc.abstractmethod
     def initial(self, key: PRNGKey) -> PyTree:

@@ -5,7 +5,6 @@ Planted bug that is caught: no correction for the weights of the ancestors (the 
 
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,10 @@ class Coins(pb.FeynmanKac):
 
     batch = True
     tilt: jax.Array
-    num_steps: int = eqx.field(static=True, default=3)
+
+    @property
+    def num_steps(self):
+        return 3
 
     def init(self, key, num_particles):
         return pb.choose(key, categorical, jnp.broadcast_to(jnp.array([0.6, 0.4]), (num_particles, 2)))

@@ -100,13 +100,17 @@ def test_planted_bugs_are_caught(broken):
 class Bridge(samplers.AbstractPath):
     """From N(0, 1) to an unnormalised skewed law exp(1.5 x - exp(x)) of mass Gamma(1.5), geometrically."""
 
-    num_steps: int = eqx.field(static=True)
+    length: int = eqx.field(static=True)
+
+    @property
+    def num_steps(self):
+        return self.length
 
     def initial(self, key):
         return jax.random.normal(key, (1,))
 
     def target(self, t):
-        fraction = jnp.asarray(t, jnp.float32) / self.num_steps
+        fraction = jnp.asarray(t, jnp.float32) / self.length
 
         def log_density(x):
             normal = -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi)

@@ -138,7 +138,7 @@ def test_moves_at_the_old_temperature_are_caught(monkeypatch):
     original = _moves.tuned_kernel
 
     class Stale(eqx.Module):
-        kernel: object
+        kernel: samplers.HMC
 
         def step(self, key, target, state):
             return self.kernel.step(key, target.at_temperature(0.5 * target.inverse_temperature), state)
