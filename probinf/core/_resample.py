@@ -54,8 +54,8 @@ class resample(eqx.Module):
     r"""Copies particles in proportion to their weights and banks the evidence. Law: $E⟦\cdot⟧ : \mu \mapsto \mu$.
 
     With a look-ahead $\psi > 0$ it draws by $W\psi$, banks $mean(w\psi)$ and leaves weights $1/\psi$ (Pitt,
-    Shephard 1999); a $\psi$ that is NaN, zero or infinite counts as 1, which keeps the law, and NaN is flagged. If
-    every weight is zero, or after a fatal fault, it copies nothing.
+    Shephard 1999); a $\psi$ that is NaN, zero or infinite counts as the smallest of the others, which keeps the law,
+    and NaN is flagged. If every weight is zero, or after a fatal fault, it copies nothing.
 
     With `differentiable=True` the gradient of the evidence is right although ancestors are discrete: a copy of
     particle i keeps the weight $W_i / \bar W_i$, one in value, where $\bar W_i$ is $W_i$ held constant (Scibior,
@@ -99,7 +99,10 @@ class resample(eqx.Module):
             guess = self.look_ahead(step, population.particles)
             if guess.shape != log_weights.shape:
                 raise ValueError(f"`look_ahead` gave shape {guess.shape}; needed {log_weights.shape}, one a particle")
-            log_psi = jnp.where(jnp.isfinite(guess), guess, 0).astype(log_weights.dtype)
+            # Only ratios of psi matter: any constant would be out of scale, and could outweigh all others.
+            least = jnp.min(jnp.where(jnp.isfinite(guess), guess, jnp.inf))
+            least = jnp.where(jnp.isfinite(least), least, 0)
+            log_psi = jnp.where(jnp.isfinite(guess), guess, least).astype(log_weights.dtype)
             bad = jnp.any(jnp.isnan(guess) & (log_weights > -jnp.inf))
             status = status | flag(Status.NAN_LOG_WEIGHT, bad)
         drawn_by = log_weights + log_psi if self.look_ahead is not None else log_weights

@@ -105,13 +105,14 @@ def explain(status: Any, *, counts: dict[str, str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None) -> None:
+def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None, result: Any = None) -> None:
     """Raises `InferenceError` for fatal bits, else gives one `InferenceWarning` for the rest.
 
     Args:
         status: concrete integer or array of status bits.
         what: the name of the run, first word of the message.
         counts: as for `explain`.
+        result: the flagged result, for `InferenceError.result`.
 
     Raises:
         InferenceError: a member of `status` is fatal.
@@ -121,7 +122,9 @@ def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None
     if not text:
         return
     if bool(np.any(np.asarray(is_fatal(jnp.asarray(members))))):
-        raise InferenceError(f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result.")
+        error = InferenceError(f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result.")
+        error.result = result
+        raise error
     warnings.warn(f"`{what}` finished with flags.\n{text}", InferenceWarning, stacklevel=3)
 
 

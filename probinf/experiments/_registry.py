@@ -83,6 +83,12 @@ _ALL = (
         "Poplavskyi and Schehr 2018; Sinai 1992; Majumdar et al. 1996",
         "probinf.experiments._rare_events",
     ),
+    Experiment(
+        "smc-samplers",
+        "Tempered SMC gives the evidence and the weights of modes that single chains cannot.",
+        "Del Moral, Doucet and Jasra 2006; Chopin 2002; Dau and Chopin 2022",
+        "probinf.experiments._smc_samplers",
+    ),
 )
 _BY_NAME = {experiment.name: experiment for experiment in _ALL}
 EXPERIMENTS: Mapping[str, Experiment] = types.MappingProxyType(_BY_NAME)

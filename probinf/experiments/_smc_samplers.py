@@ -17,24 +17,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
-from jax.scipy.special import gammaln
-from jaxtyping import Array, Float
+import scipy.special
+from jaxtyping import Array
 
 from probinf import samplers
 from probinf.core import Target
 from probinf.experiments import _smc_samplers_page as page
-from probinf.experiments._claims import Comparison, compare
+from probinf.experiments._claims import Comparison, below, compare, normal_bound
 from probinf.experiments._page import Part
+from probinf.experiments._smc_samplers_claims import claims as claims
+from probinf.experiments._smc_targets import MODE_WEIGHT, one_by_one, poisson_counts, two_modes
 from probinf.experiments._workspace import Workspace
 
 GROUP = 8  # runs that make one program
-DIMENSION, PRIOR_SD, CENTRE, MODE_VARIANCE, MODE_WEIGHT = 10, 5.0, 2.0, 0.25, 0.7
 MAX_TEMPERATURES = 40
-RATE_SD, RATES = 2.0, ((0.0, 7.0), (0.0, 40.0))  # of the Poisson targets
-GAMMA_SHAPE, DATA_SEED, DATA_RATE = 2.0, 0, 3.0
+RATES = ((0.0, 7.0), (0.0, 40.0))  # of the Poisson targets
 PATH_THRESHOLD = 0.7
-LEAST_R_HAT = 1.1  # above it chains disagree by any standard
 TARGETS_OF_ESS = (0.3, 0.5, 0.7, 0.9)
 
 
@@ -58,13 +56,13 @@ class Config:
     num_particles: int = 2000
     num_replicates: int = 40
     num_chains: int = 512
-    num_warmup: int = 300
-    num_samples: int = 300
+    num_warmup: int = 200
+    num_samples: int = 150
     counts_particles: int = 1024
     num_data: int = 30
     path_particles: int = 1000
     sizes: tuple[int, ...] = (256, 1024, 4096)
-    variance_replicates: int = 320
+    variance_replicates: int = 160
 
 
 SCALES: Mapping[str, Config] = {
@@ -82,101 +80,16 @@ SCALES: Mapping[str, Config] = {
 }
 
 
-class NormalPrior(eqx.Module):
-    """N(0, scale^2 I)."""
-
-    scale: Float[Array, ""]
-    dimension: int = eqx.field(static=True)
-
-    def __call__(self, key: jax.Array) -> Float[Array, " d"]:
-        return self.scale * jax.random.normal(key, (self.dimension,), self.scale.dtype)
-
-    def log_density(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """Normalised."""
-        return jnp.sum(-0.5 * (x / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi))
-
-
-class TwoModes(eqx.Module):
-    """(1 - w) N(x; -2, I/4) + w N(x; 2, I/4)."""
-
-    weight: Float[Array, ""]
-
-    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        def one(centre: float, weight: Array) -> Array:
-            squares = (x - centre) ** 2 / MODE_VARIANCE
-            return jnp.log(weight) - 0.5 * jnp.sum(squares + math.log(2 * math.pi * MODE_VARIANCE))
-
-        return jnp.logaddexp(one(-CENTRE, 1 - self.weight), one(CENTRE, self.weight))
-
-
-class Counts(eqx.Module):
-    """Independent Poisson counts of log rates x."""
-
-    counts: Float[Array, " d"]
-
-    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        return jnp.sum(self.counts * x - jnp.exp(x) - gammaln(self.counts + 1))
-
-
-def two_modes() -> tuple[Target, float]:
-    """The target with two modes, and its exact log evidence."""
-    prior = NormalPrior(jnp.asarray(PRIOR_SD), DIMENSION)
-    total = PRIOR_SD**2 + MODE_VARIANCE
-    exact = -DIMENSION / 2 * (math.log(2 * math.pi * total) + CENTRE**2 / total)
-    return Target(TwoModes(jnp.asarray(MODE_WEIGHT)), prior.log_density, prior), exact
-
-
-def poisson_counts(counts: tuple[float, ...]) -> tuple[Target, float, np.ndarray]:
-    """A skewed target, its log evidence and its means, by quadrature."""
-    prior = NormalPrior(jnp.asarray(RATE_SD), len(counts))
-    grid = np.linspace(-16, 8, 40_001)
-    masses, means = [], []
-    for count in counts:
-        density = scipy.stats.norm.pdf(grid, 0, RATE_SD) * scipy.stats.poisson.pmf(count, np.exp(grid))
-        masses.append(np.trapezoid(density, grid))
-        means.append(np.trapezoid(density * grid, grid) / masses[-1])
-    target = Target(Counts(jnp.asarray(counts, jnp.zeros(()).dtype)), prior.log_density, prior)
-    return target, float(np.sum(np.log(masses))), np.array(means)
-
-
-def one_by_one(num_data: int) -> tuple[samplers.DataPath, np.ndarray]:
-    """Poisson counts with a Gamma(2, 1) rate, one after the other; the exact log p(y_1..t), [T + 1]."""
-    counts = np.random.default_rng(DATA_SEED).poisson(DATA_RATE, num_data).astype(float)
-    before = np.concatenate([[0.0], np.cumsum(counts)[:-1]])
-    rate = 1.0 + np.arange(num_data)
-    terms = scipy.stats.nbinom.logpmf(counts, GAMMA_SHAPE + before, rate / (rate + 1))
-    prior = Target(_zero, _log_gamma, _log_rate, jnp.exp)
-    path = samplers.DataPath(prior, _log_poisson, jnp.asarray(counts, jnp.zeros(()).dtype))
-    return path, np.concatenate([[0.0], np.cumsum(terms)])
-
-
-def _zero(x: Array) -> Array:
-    return jnp.zeros_like(x)
-
-
-def _log_gamma(x: Array) -> Array:
-    return GAMMA_SHAPE * x - jnp.exp(x) - math.lgamma(GAMMA_SHAPE)
-
-
-def _log_rate(key: jax.Array) -> Array:
-    return jnp.log(jax.random.gamma(key, GAMMA_SHAPE, dtype=jnp.zeros(()).dtype))
-
-
-def _log_poisson(x: Array, count: Array) -> Array:
-    return count * x - jnp.exp(x) - gammaln(count + 1)
-
-
-@eqx.filter_jit
-def _tempered(keys: jax.Array, target: Target, target_ess: Array, schedule: Any, options: tuple) -> Any:
+def _tempered(keys: jax.Array, target: Target, schedule: Any, options: Mapping[str, Any]) -> Any:
+    # Not compiled here: `tempered_smc` is, once for all targets of a shape and all `target_ess`.
     def one(key: jax.Array) -> samplers.SMCResult:
         return samplers.tempered_smc(
             key,
             target,
-            target_ess=target_ess,
             schedule=schedule,
             max_temperatures=MAX_TEMPERATURES,
             throw=False,
-            **dict(options),
+            **options,
         )
 
     return jax.vmap(one)(keys)
@@ -192,15 +105,14 @@ def _along(keys: jax.Array, path: samplers.DataPath, num_particles: int) -> Any:
 
 
 def replicate(
-    key: jax.Array, target: Target, num_runs: int, *, target_ess: float = 0.5, schedule: Any = None, **options: Any
+    key: jax.Array, target: Target, num_runs: int, *, schedule: Any = None, **options: Any
 ) -> samplers.SMCResult:
     """Independent runs of `tempered_smc`; leaves with a leading axis of `num_runs`, as NumPy arrays.
 
     Raises:
         ValueError: the number of runs is no multiple of `GROUP`.
     """
-    fixed = tuple(sorted(options.items()))
-    return _grouped(key, num_runs, lambda keys: _tempered(keys, target, jnp.asarray(target_ess), schedule, fixed))
+    return _grouped(key, num_runs, lambda keys: _tempered(keys, target, schedule, options))
 
 
 def _grouped(key: jax.Array, num_runs: int, run_group: Any) -> Any:
@@ -219,7 +131,8 @@ def ratios(log_evidence: Any, exact: Any) -> np.ndarray:
 
 def mode_weights(out: samplers.SMCResult) -> np.ndarray:
     """The weight of the mode at 2 in each run."""
-    return np.asarray(np.sum(out.population.weights * (np.mean(out.samples, axis=-1) > 0), axis=-1), np.float64)
+    weights = scipy.special.softmax(np.asarray(out.population.log_weights, np.float64), axis=-1)
+    return np.sum(weights * (np.mean(out.samples, axis=-1) > 0), axis=-1)
 
 
 def run(config: Config, workspace: Workspace) -> dict[str, Part]:
@@ -367,3 +280,29 @@ def variance(key: jax.Array, config: Config, workspace: Workspace) -> Part:
     metrics = {"sizes": config.sizes, "by_size": by_size, "ess": TARGETS_OF_ESS, "by_ess": by_ess}
     metrics |= {"num_replicates": config.variance_replicates} | slope(config.sizes, by_size)
     return Part(metrics, page.variance_section(workspace, metrics))
+
+
+def spread(log_errors: np.ndarray) -> dict[str, float]:
+    """Mean and variance of the log evidence's error, and the standard error of the logarithm of the variance.
+
+    The last is the jackknife's, which asks for no normality.
+    """
+    count = log_errors.size
+    squares = (log_errors - log_errors.mean()) ** 2
+    total = squares.sum()
+    # The sum of squares about the mean without one of the runs.
+    others = np.log((total - count / (count - 1) * squares) / (count - 2))
+    error = math.sqrt((count - 1) / count * np.sum((others - others.mean()) ** 2))
+    return {"mean": float(log_errors.mean()), "variance": float(total / (count - 1)), "log_error": error}
+
+
+def slope(sizes: tuple[int, ...], rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Weighted least squares of the log variance on log N: the slope, its error, and whether it is -1."""
+    x = np.log(np.asarray(sizes, float))
+    y = np.log([row["variance"] for row in rows])
+    weight = 1 / np.array([row["log_error"] for row in rows]) ** 2
+    centred = x - np.sum(weight * x) / weight.sum()
+    found = float(np.sum(weight * centred * y) / np.sum(weight * centred**2))
+    error = float(1 / math.sqrt(np.sum(weight * centred**2)))
+    bound = normal_bound(1)
+    return {"slope": found, "error": error, "bound": bound, "agrees": below(abs(found + 1), bound * error)}

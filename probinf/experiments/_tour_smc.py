@@ -27,7 +27,7 @@ from probinf.experiments._claims import Claim, compare
 from probinf.experiments._page import Part, Section, Table
 from probinf.experiments._workspace import Workspace
 
-NUM_RUNS, NUM_PARTICLES = 16, 1024
+NUM_RUNS, NUM_PARTICLES = 16, 2048
 
 
 class Likelihood(eqx.Module):
@@ -146,16 +146,18 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
 
 def _table(metrics: Mapping[str, Any]) -> Table:
     least, most = metrics["num_temperatures"]
+    steps = f"{least}" if least == most else f"{least} to {most}"
+    ratio = metrics["ratio"] or math.nan  # all weights zero in all runs
     rows = (
         ("exact", f"{metrics['exact']:,.3f}", "", ""),
         (
             f"tempered SMC, {NUM_RUNS} runs",
             f"{metrics['log_evidence']:,.3f}",
-            f"{metrics['standard_error'] / metrics['ratio']:.3f}",
+            f"{metrics['standard_error'] / ratio:.3f}",
             f"{metrics['log_sd']:.3f}",
         ),
     )
-    caption = f"Log evidence; SMC passed through {least} to {most} temperatures from the prior to the posterior."
+    caption = f"Log evidence; SMC passed through {steps} temperatures from the prior to the posterior."
     return Table(caption, ("", "log evidence", "± s.e.", "sd of one run"), rows)
 
 

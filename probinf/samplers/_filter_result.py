@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from rich.console import Console
 from rich.table import Table
 
-from probinf.core import FeynmanKac, InferenceError, Population, Status, check_status
+from probinf.core import FeynmanKac, Population, Status, check_status
 
 NO_VARIANCE = {
     "scheme": "the single-run variance estimate holds for multinomial resampling only; pass `num_replicates=`",
@@ -89,11 +89,7 @@ class FilterResult(eqx.Module):
         where = f"first at time step {first if first.ndim == 0 else first.tolist()}"
         counts = {bit.name: where for bit in Status if bit.name}
         counts["NAN_LOG_WEIGHT"] = f"{int(np.sum(np.asarray(self.num_nan)))} log weights, {where}"
-        try:
-            check_status(self.status, what="particle_filter", counts=counts)
-        except InferenceError as error:
-            error.result = self
-            raise
+        check_status(self.status, what="particle_filter", counts=counts, result=self)
         return self
 
     @property

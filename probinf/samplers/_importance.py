@@ -4,6 +4,7 @@ The mean of the weights is an unbiased estimate of the evidence; the smoothed we
 slight bias and a much smaller variance where q is too narrow.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from probinf.core import (
+    InferenceWarning,
     Population,
     PRNGKey,
     Target,
@@ -25,6 +27,7 @@ from probinf.core import (
     with_changes,
 )
 from probinf.samplers._pareto import smooth_weights
+from probinf.samplers._particle_filter import population_mean
 
 
 @runtime_checkable
@@ -49,7 +52,7 @@ class ImportanceResult(eqx.Module):
         samples: the positions in the space that users see.
         ess: effective sample size of the weights as drawn.
         pareto_k: shape of the tail of the weights; above `pareto_k_bound` they cannot be trusted; NaN with fewer
-            than 25 samples.
+            than 21 samples.
         status: OR of `Status` bits.
     """
 
@@ -67,13 +70,20 @@ class ImportanceResult(eqx.Module):
 
     @property
     def mean(self) -> PyTree:
-        """Means of `samples` by the smoothed weights."""
-        weights = self.population.weights
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), self.samples)
+        """Means of `samples` by the smoothed weights; NaN if all are zero or the status is fatal."""
+        return population_mean(self.population, self.samples)
 
     def check(self) -> "ImportanceResult":
         """Itself, after raising `InferenceError` for fatal bits or one warning for others."""
-        check_status(self.status, what="importance")
+        check_status(self.status, what="importance", result=self)
+        bound = float(self.pareto_k_bound)
+        if float(self.pareto_k) > bound:
+            warnings.warn(
+                f"`importance`: the tail of the weights has shape k = {float(self.pareto_k):.2f}, above {bound:.2f}: "
+                "the estimates cannot be trusted. Use a wider `proposal`, or `tempered_smc`",
+                InferenceWarning,
+                stacklevel=3,
+            )
         return self
 
 

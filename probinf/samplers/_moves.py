@@ -46,7 +46,7 @@ def tuned_kernel(kernel: Any, context: Tempering, step_size: Float[Array, ""]) -
 
 
 def step_all(key: PRNGKey, kernel: Any, target: Target, states: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-    """One transition of every particle, and the mean acceptance rate of those that are not at fault."""
+    """One transition of every particle, and the mean acceptance rate, a particle at fault counting as zero."""
     keys = particle_keys(key, states.status.shape[0])
     states, info = jax.vmap(lambda k, state: kernel.step(k, target, state))(keys, states)
     rates = jnp.where(is_fatal(states.status) | jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
@@ -63,6 +63,7 @@ class adaptive_moves(eqx.Module):
         kernel: a kernel with `tuned(step_size, factor)` and `default_target_accept`.
         target: a `Target`.
         max_moves: bound.
+        num_moves: make exactly so many, or None to adapt.
         growth: relative growth of the distance below which it stops.
     """
 
@@ -82,23 +83,26 @@ class adaptive_moves(eqx.Module):
         zero = jnp.zeros((), start.dtype)
 
         def unfinished(carry: tuple) -> Array:
-            count, _, _, _, _, before, now = carry
+            count, _, _, _, _, before, now, rate = carry
             if self.num_moves is not None:
                 return count < self.num_moves
-            return (count < self.max_moves) & ((count < 2) | (now > (1 + self.growth) * before))
+            # Particles that are hardly ever moved do not drift either: the step size is still far too large.
+            stuck = rate < self.kernel.default_target_accept / 2
+            return (count < self.max_moves) & ((count < 2) | stuck | (now > (1 + self.growth) * before))
 
         def one(carry: tuple) -> tuple:
-            count, states, step_size, step_sizes, rates, _, before = carry
+            count, states, step_size, step_sizes, rates, _, before, _ = carry
             step_sizes = step_sizes.at[count].set(step_size)
             kernel = tuned_kernel(self.kernel, context, step_size)
             states, rate = step_all(jax.random.fold_in(key, count), kernel, target, states)
             distance = jnp.mean(jnp.sum(((positions_of(states) - start) / scale[None, :]) ** 2, axis=1))
             step_size = corrected_step(step_size, rate, self.kernel.default_target_accept)
-            return count + 1, states, step_size, step_sizes, rates + rate.astype(rates.dtype), before, distance
+            rate = rate.astype(rates.dtype)
+            return count + 1, states, step_size, step_sizes, rates + rate, before, distance, rate
 
         empty = jnp.zeros_like(context.stage.step_sizes)
-        carry = (jnp.zeros((), jnp.int32), population.particles, context.step_size, empty, zero, zero, zero)
-        count, states, step_size, step_sizes, rates, _, _ = jax.lax.while_loop(unfinished, one, carry)
+        carry = (jnp.zeros((), jnp.int32), population.particles, context.step_size, empty, zero, zero, zero, zero)
+        count, states, step_size, step_sizes, rates, _, _, _ = jax.lax.while_loop(unfinished, one, carry)
         stage = Stage(context.stage.inverse_temperature, context.stage.factor, step_sizes, count)
         moved = _absorb_faults(population, states, Tempering(stage, step_size))
         return moved, MovesInfo(rates / jnp.maximum(count, 1).astype(rates.dtype), count)
@@ -185,6 +189,11 @@ class waste_free_moves(eqx.Module):
         states = jax.tree.map(together, first, later)
         moved = _absorb_faults(moved, states, Tempering(stage, step_size))
         return moved, MovesInfo(jnp.mean(rates), jnp.asarray(self.length - 1, jnp.int32))
+
+
+def any_status(states: PyTree) -> Array:
+    """The bits of all states."""
+    return jax.lax.reduce(states.status, jnp.uint32(0), jax.lax.bitwise_or, (0,))
 
 
 def _absorb_faults(population: Population, states: PyTree, context: Tempering) -> Population:

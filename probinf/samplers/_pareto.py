@@ -69,7 +69,7 @@ def smooth_weights(log_weights: Float[Array, " s"]) -> tuple[Float[Array, " s"],
 
     Returns:
         The smoothed log weights in the same order, none above the largest there was, and the shape k: NaN with
-        fewer than 25 samples, where nothing is smoothed.
+        fewer than 21 samples, where nothing is smoothed.
     """
     count = log_weights.shape[0]
     length = tail_length(count)

@@ -26,6 +26,7 @@ from probinf.core import (
     ess_below,
     extend,
     is_concrete,
+    is_fatal,
     is_traceable,
     iterate,
     observe,
@@ -183,6 +184,13 @@ def weighted_mean(relative: Float[Array, " n"], total: Float[Array, ""], values:
     weights = weights.astype(dtype)
     kept = jnp.where(relative.reshape(shape) > 0, values.astype(dtype), 0)
     return jnp.where(total > 0, jnp.sum(weights * kept, axis=0) / total, jnp.nan)
+
+
+def population_mean(population: Population, samples: PyTree) -> PyTree:
+    """The weighted mean of what belongs to the particles; NaN if all weights are zero or the status is fatal."""
+    weighed = weigh(population.log_weights)
+    total = jnp.where(is_fatal(population.status), 0, weighed.total)
+    return jax.tree.map(lambda leaf: weighted_mean(weighed.relative, total, leaf), samples)
 
 
 def weighted_quantiles(relative: Float[Array, " n"], values: Array, levels: Float[Array, " q"]) -> Array | None:

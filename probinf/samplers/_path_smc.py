@@ -24,6 +24,7 @@ from probinf.core import (
     cond,
     ess_below,
     is_concrete,
+    is_fatal,
     iterate,
     resample,
     reweight,
@@ -33,7 +34,7 @@ from probinf.core import (
     with_changes,
 )
 from probinf.samplers._moves import Tempering, adaptive_moves
-from probinf.samplers._particle_filter import find_scheme
+from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
 from probinf.samplers._stage import Stage, spread_factor
 from probinf.samplers._tempered_smc import default_kernel
@@ -108,8 +109,11 @@ class _First(eqx.Module):
     count: Int[Array, ""]
 
     def __call__(self, position: PyTree) -> Float[Array, ""]:
-        terms = jax.vmap(lambda datum: self.log_likelihood(position, datum))(self.data)
-        return jnp.sum(jnp.where(jnp.arange(terms.shape[0]) < self.count, terms, 0))
+        number = jax.tree.leaves(self.data)[0].shape[0]
+        # Data to come are not looked at, not even by the gradient: one of them may be NaN.
+        seen = jnp.minimum(jnp.arange(number), jnp.maximum(self.count - 1, 0))
+        terms = jax.vmap(lambda i: self.log_likelihood(position, jax.tree.map(lambda leaf: leaf[i], self.data)))(seen)
+        return jnp.sum(jnp.where(jnp.arange(number) < self.count, terms, 0))
 
 
 class PathResult(eqx.Module):
@@ -135,13 +139,12 @@ class PathResult(eqx.Module):
 
     @property
     def mean(self) -> PyTree:
-        """Means of `samples`."""
-        weights = self.population.weights
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), self.samples)
+        """Means of `samples`; NaN if all weights are zero or the status is fatal."""
+        return population_mean(self.population, self.samples)
 
     def check(self) -> "PathResult":
         """Itself, after raising `InferenceError` for fatal bits or one warning for others."""
-        check_status(self.status, what="path_smc")
+        check_status(self.status, what="path_smc", result=self)
         return self
 
 
@@ -158,7 +161,8 @@ def path_smc(
 ) -> PathResult:
     """SMC along a path of targets, such as `DataPath` (IBIS); particles move only where they were resampled.
 
-    The kernel's matrix, step size and number of moves are tuned from the population each time.
+    The kernel's matrix, step size and number of moves are tuned from the population each time, so that the evidence is
+    consistent, and not exactly unbiased.
 
     Args:
         key: PRNG key.
@@ -204,7 +208,7 @@ class _Renew(eqx.Module):
 
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, tuple]:
         ess = population.ess
-        due = self.when(population) & (ess > 0)
+        due = self.when(population) & (ess > 0) & ~is_fatal(population.status)
         bits, restore = unwrap_key(key)
 
         def renew(bits: Array, population: Population) -> Population:

@@ -86,8 +86,8 @@ def next_temperature(
 def spread_factor(weights: Float[Array, " n"], positions: Float[Array, "n d"], *, dense: bool) -> Factor:
     """The factor of the weighted covariance (or variances) of the particles, kept away from zero.
 
-    Shrunk towards the mean variance as if by five more particles, and by one part in 1e6 always, so that a population
-    of few distinct particles still gives a usable matrix; the identity where nothing is finite.
+    Covariances are shrunk to zero as if by five more particles without any, which does not depend on the units of the
+    coordinates; the identity where nothing is finite or all particles are copies of one.
     """
     total = jnp.sum(weights)
     share = weights / jnp.where(total > 0, total, 1)
@@ -97,14 +97,15 @@ def spread_factor(weights: Float[Array, " n"], positions: Float[Array, "n d"], *
     variances = share @ (centred * centred)
     dimension = positions.shape[1]
     size = 1 / jnp.maximum(jnp.sum(share * share), jnp.finfo(share.dtype).tiny)
-    shrink = jnp.maximum(5 / (size + 5), 1e-6).astype(positions.dtype)
-    floor = shrink * jnp.mean(variances)
+    shrink = (5 / (size + 5)).astype(positions.dtype)
+    variances = variances + 1e-6 * jnp.mean(variances)
     if dense:
-        covariance = (share[:, None] * centred).T @ centred
-        factor = jnp.linalg.cholesky((1 - shrink) * covariance + floor * jnp.eye(dimension, dtype=positions.dtype))
+        covariance = (1 - shrink) * ((share[:, None] * centred).T @ centred)
+        diagonal = jnp.arange(dimension)
+        factor = jnp.linalg.cholesky(covariance.at[diagonal, diagonal].set(variances))
         identity = jnp.eye(dimension, dtype=positions.dtype)
     else:
-        factor = jnp.sqrt((1 - shrink) * variances + floor)
+        factor = jnp.sqrt(variances)
         identity = jnp.ones(dimension, positions.dtype)
     # Copies of one particle have no spread but what rounding makes.
     rounding = (4 * jnp.finfo(positions.dtype).eps) ** 2 * jnp.mean(mean * mean)

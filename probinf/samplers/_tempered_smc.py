@@ -35,11 +35,12 @@ from probinf.samplers._hmc import hmc
 from probinf.samplers._moves import (
     Tempering,
     adaptive_moves,
+    any_status,
     frozen_moves,
     positions_of,
     waste_free_moves,
 )
-from probinf.samplers._particle_filter import find_scheme
+from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
 from probinf.samplers._stage import Stage, next_temperature, spread_factor
 
@@ -86,13 +87,13 @@ class SMCResult(eqx.Module):
 
     @property
     def mean(self) -> PyTree:
-        """Posterior means of `samples`."""
-        weights = self.population.weights
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), self.samples)
+        """Posterior means of `samples`; NaN if all weights are zero or the status is fatal."""
+        return population_mean(self.population, self.samples)
 
     def check(self) -> "SMCResult":
         """Itself, after raising `InferenceError` for fatal bits or one warning for others."""
-        check_status(self.status, what="tempered_smc")
+        counts = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
+        check_status(self.status, what="tempered_smc", counts=counts, result=self)
         return self
 
 
@@ -122,7 +123,7 @@ def tempered_smc(
     """Samples the posterior and estimates its evidence by SMC from the prior.
 
     Temperatures, the kernel's matrix, step sizes and the number of moves are tuned from the population. The
-    likelihood is evaluated once a leapfrog step and nowhere else.
+    likelihood is evaluated once a draw of the prior and once a leapfrog step.
 
     Args:
         key: PRNG key.
@@ -138,7 +139,7 @@ def tempered_smc(
         schedule: `result.schedule` of an earlier run with the same options: repeats its temperatures, matrices,
             step sizes and numbers of moves, which makes the estimate of the evidence unbiased. Use a new key.
         max_temperatures: bound of the loop; ending there sets `MAX_STEPS`.
-        max_moves: bound of the moves at one temperature.
+        max_moves: bound of the moves at one temperature, with `num_steps="adapt"`.
         throw: whether a fatal status raises and others warn. Skipped under your own `jit`.
 
     Returns:
@@ -152,6 +153,11 @@ def tempered_smc(
         raise TypeError(f"`target` is a {type(target).__name__}; needed a `Target`")
     if target.sample_prior is None:
         raise ValueError("`target` has no `sample_prior`, from which SMC starts: pass one to `Target`")
+    if is_concrete(target.inverse_temperature) and float(target.inverse_temperature) != 1:
+        raise ValueError(
+            f"`target` is at inverse temperature {float(target.inverse_temperature)}; needed 1, where SMC ends: pass "
+            "`target.at_temperature(1.0)`"
+        )
     if is_concrete(target_ess) and not 0 < float(target_ess) < 1:
         raise ValueError(f"`target_ess` is {target_ess}; needed a number between 0 and 1, such as 0.5")
     options = _options(num_particles, num_steps, waste_free, max_temperatures, max_moves)
@@ -224,6 +230,7 @@ class _Plan(eqx.Module):
         after = next_temperature(weights, log_likelihood.astype(before.dtype), before, self.target_ess)
         # The spread at the temperature to come, before resampling makes copies.
         log_weights = population.log_weights + increment(before, after, log_likelihood)
+        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)  # what `reweight` will flag
         tempered = with_changes(population, log_weights=log_weights)
         factor = spread_factor(tempered.weights, positions_of(population.particles), dense=self.dense)
         return Tempering(Stage(after, factor, context.stage.step_sizes, context.stage.num_moves), context.step_size)
@@ -269,7 +276,11 @@ def _sampler(
     start_key, loop_key = jax.random.split(key)
     prior, dense, frozen = target.at_temperature(0.0), bool(kernel.dense), schedule is not None
     population = spawn(_Start(kernel, prior), options.num_particles)(start_key)
-    population = with_changes(population, context=_first_context(kernel, population, options, dense))
+    population = with_changes(
+        population,
+        context=_first_context(kernel, population, options, dense),
+        status=population.status | any_status(population.particles),
+    )
     moves = (
         waste_free_moves(kernel, target, options.max_moves + 1, frozen)
         if options.waste_free

@@ -70,7 +70,8 @@ def test_result(key):
 
 @pytest.mark.numpyro
 def test_narrow_proposal_is_told(key):
-    out = samplers.importance(key, TARGET, dist.Normal(1.0, 0.2), 4000)
+    with pytest.warns(pb.InferenceWarning, match="pareto|shape k"):
+        out = samplers.importance(key, TARGET, dist.Normal(1.0, 0.2), 4000)
     assert float(out.pareto_k) > float(out.pareto_k_bound)
 
 

@@ -230,6 +230,7 @@ def test_likelihood_of_zero_everywhere():
     with pytest.warns(InferenceWarning, match="ALL_WEIGHTS_ZERO"):
         out = samplers.tempered_smc(jax.random.key(0), faulty("all_zero"), num_particles=64)
     assert float(out.log_evidence) == -np.inf
+    assert np.all(np.isnan(np.asarray(out.mean)))
 
 
 def test_likelihood_of_nan_everywhere_is_fatal():
@@ -287,6 +288,8 @@ def test_bad_targets_kernels_and_schedules():
         samplers.tempered_smc(jax.random.key(0), pb.Target(target.log_likelihood), num_particles=64)
     with pytest.raises(TypeError, match="`kernel`"):
         samplers.tempered_smc(jax.random.key(0), target, num_particles=64, kernel=0.1)
+    with pytest.raises(ValueError, match="inverse temperature"):
+        samplers.tempered_smc(jax.random.key(0), target.at_temperature(0.5), num_particles=64)
     out = samplers.tempered_smc(jax.random.key(0), target, num_particles=64)
     with pytest.raises(ValueError, match="schedule"):
         samplers.tempered_smc(jax.random.key(0), target, num_particles=64, num_steps=3, schedule=out.schedule)
@@ -326,6 +329,16 @@ def test_factor_is_that_of_the_weighted_covariance(x64, dense):
     covariance = np.cov(positions.T, aweights=weights)
     found = factor @ factor.T if dense else factor**2
     np.testing.assert_allclose(found, covariance if dense else np.diag(covariance), rtol=0.01, atol=0.005)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_factor_does_not_depend_on_units(x64, dense):
+    positions = np.random.default_rng(2).normal(size=(60, 2))
+    scales = np.array([1e4, 1e-3])
+    one = np.asarray(spread_factor(jnp.ones(60), jnp.asarray(positions), dense=dense))
+    other = np.asarray(spread_factor(jnp.ones(60), jnp.asarray(positions * scales), dense=dense))
+    # But for the floor of one part in 1e6 of the mean variance.
+    np.testing.assert_allclose(other[0], one[0] * scales[0], rtol=1e-3)
 
 
 def test_factor_of_one_distinct_particle_is_the_identity(x64):
