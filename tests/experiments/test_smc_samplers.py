@@ -112,12 +112,14 @@ def verdicts(metrics, part, **changes):
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_from_end_to_end(self, metrics):
         _, outcome = metrics
         assert [claim.text for claim in outcome.claims if not claim.holds] == []
         assert len(outcome.claims) == 7
         assert outcome.report.read_text().count("<svg ") == 5
 
+    @pytest.mark.slow
     def test_planted_bugs_are_caught(self, metrics):
         found, _ = metrics
         modes = found["modes"]

@@ -327,7 +327,7 @@ def test_no_smoothing_law_raises():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("transform", ["jit", "vmap"])
+@pytest.mark.parametrize("transform", ["jit", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_faults_travel_through_transformations(method, transform):
     out = filtered(walk())
 

@@ -146,7 +146,10 @@ def lag_one_moment(model, ys):
 
 
 @pytest.mark.numpyro
-@pytest.mark.parametrize("options", [{"method": "exact"}, {"method": "rejection", "log_bound": LOG_BOUND}])
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "exact"}, pytest.param({"method": "rejection", "log_bound": LOG_BOUND}, marks=pytest.mark.slow)],
+)
 def test_agrees_with_kalman(options):
     model, ys = linear_gaussian(8)
     smoothed = models.kalman_smoother(model, ys)
