@@ -36,6 +36,30 @@ class Finite(pb.FeynmanKac):
         return jnp.log(self.transition[x_prev, x])
 
 
+class Ahead(Finite):
+    """The same model, run as an auxiliary filter."""
+
+    def look_ahead(self, t, x):
+        return jnp.log(jnp.array([0.4, 1.9]))[x]
+
+
+class Swapped(Finite):
+    """Planted: the arguments of the transition density swapped."""
+
+    def log_transition(self, t, x_prev, x):
+        return jnp.log(self.transition[x, x_prev])
+
+
+def as_kind(kind, model):
+    """The same numbers in another class."""
+    return kind(model.initial, model.transition, model.potentials)
+
+
+def tables(model):
+    """Initial law, transition matrix and potentials in double precision."""
+    return tuple(np.asarray(leaf, np.float64) for leaf in (model.initial, model.transition, model.potentials))
+
+
 def skewed_model(num_steps, *, path_dependent=True, dtype: type = np.float64):
     """Two states, nothing symmetric."""
     initial = np.array([0.6, 0.4])
@@ -49,8 +73,7 @@ def skewed_model(num_steps, *, path_dependent=True, dtype: type = np.float64):
 
 def exact_evidence(model):
     """The forward algorithm in NumPy, independent of the package."""
-    leaves = (model.initial, model.transition, model.potentials)
-    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    initial, transition, potentials = tables(model)
     if potentials.shape[0] == 0:
         return 1.0
     alpha = initial * potentials[0, 0]

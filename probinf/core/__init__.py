@@ -1,5 +1,6 @@
 """Nouns, verbs, the run driver and storage: what every other room stands on."""
 
+from probinf.core._arguments import whole_number as whole_number
 from probinf.core._choices import categorical as categorical
 from probinf.core._compose import is_traceable as is_traceable
 from probinf.core._compose import iterate as iterate
@@ -49,6 +50,7 @@ from probinf.core._status import FATAL as FATAL
 from probinf.core._status import InferenceError as InferenceError
 from probinf.core._status import InferenceWarning as InferenceWarning
 from probinf.core._status import Status as Status
+from probinf.core._status import any_bits as any_bits
 from probinf.core._status import check_status as check_status
 from probinf.core._status import explain as explain
 from probinf.core._status import flag as flag

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from probinf.core._arguments import whole_number
 from probinf.core._chunk import as_state, buffer_capacity, empty_reduction, record_shapes, run_chunk
 from probinf.core._fingerprint import fingerprint_of
 from probinf.core._progress import Report, progress_display
@@ -139,11 +140,9 @@ def run_steps(
 
 
 def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer):
-        raise TypeError(f"`num_steps` must be an int, got {num_steps!r}")
-    if not 0 <= num_steps <= MAX_STEPS:
+    if whole_number("num_steps", num_steps) > MAX_STEPS:
         raise ValueError(
-            f"`num_steps` must lie in 0 .. {MAX_STEPS}, got {num_steps}: steps are counted in int32. "
+            f"`num_steps` is {num_steps}; needed at most {MAX_STEPS}, as steps are counted in int32. "
             "For more, start a second run from the state of the first, with another key"
         )
     if jax.process_count() > 1:
@@ -152,8 +151,8 @@ def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
             f"`run_steps` runs in one process, and jax.distributed has {jax.process_count()}: start each run in a "
             "process of its own, or use the devices of one host"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}; None lets the driver choose")
+    if chunk_size is not None:
+        whole_number("chunk_size", chunk_size, 1)
 
 
 def _placed(state: PyTree, mesh: jax.sharding.Mesh | None, others: PyTree) -> tuple[tuple[Any, ...] | None, PyTree]:

@@ -39,7 +39,9 @@ def particle_keys(key: PRNGKey, num_particles: int) -> Key[Array, " n"]:
     return _keys(_words(key), jax.lax.iota(jnp.uint32, num_particles))
 
 
-def map_particles(function: Callable, key: PRNGKey, num_particles: int, *items: PyTree[Array]) -> PyTree:
+def map_particles(
+    function: Callable, key: PRNGKey, num_particles: int, *items: PyTree[Array], own_generator: bool = True
+) -> PyTree:
     """`jax.vmap(function)(particle_keys(key, num_particles), *items)`; on CPU, for up to 2^14 particles, in blocks.
 
     XLA splits a draw for a thousand particles between threads, and waiting for them costs more than the draw.
@@ -50,10 +52,14 @@ def map_particles(function: Callable, key: PRNGKey, num_particles: int, *items: 
         key: PRNG key, consumed.
         num_particles: N.
         *items: leaves [N, ...].
+        own_generator: whether `function` can draw from particle keys (`draws_with_particle_keys`); if not it gets
+            keys of JAX's own generator.
 
     Returns:
         Leaves [N, ...].
     """
+    if not own_generator:
+        return jax.vmap(function)(jax.random.split(key, num_particles), *items)
 
     def whole(words: Array, items: PyTree) -> PyTree:
         return jax.vmap(function)(_keys(words, jax.lax.iota(jnp.uint32, num_particles)), *items)

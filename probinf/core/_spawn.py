@@ -1,6 +1,5 @@
 r"""`spawn`: the start of a population. Law: $E⟦spawn(\pi, n)⟧ = \pi$."""
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from probinf.core._arguments import whole_number
 from probinf.core._effects import cond, map_items
 from probinf.core._feynman_kac import Batched, FeynmanKac
 from probinf.core._particle_keys import draws_with_particle_keys, particle_keys
@@ -42,12 +42,7 @@ def spawn(
         ValueError: `num_particles` is too small, or the model drew another number of particles.
         TypeError: `num_particles` is not an integer, or `sampler` not callable.
     """
-    if isinstance(num_particles, bool) or not hasattr(num_particles, "__index__"):
-        raise TypeError(f"`num_particles` must be an integer, got {num_particles!r}")
-    num_particles = operator.index(num_particles)
-    least = 1 if reference is None else 2
-    if num_particles < least:
-        raise ValueError(f"`num_particles` is {num_particles}; needed at least {least}")
+    num_particles = whole_number("num_particles", num_particles, 1 if reference is None else 2)
     if not (isinstance(sampler, FeynmanKac) or callable(sampler)):
         raise TypeError(f"`sampler` must be a function of a key or a `FeynmanKac`, got {sampler!r}")
     return Spawn(sampler, num_particles, reference, context)

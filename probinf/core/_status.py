@@ -8,6 +8,7 @@ import enum
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
@@ -63,7 +64,9 @@ class InferenceError(RuntimeError):
         result: the flagged result, as `throw=False` would have returned it; None where there is none.
     """
 
-    result: Any = None
+    def __init__(self, message: str, *, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class InferenceWarning(UserWarning):
@@ -73,6 +76,12 @@ class InferenceWarning(UserWarning):
 def flag(bit: Status, condition: Bool[Array, "..."]) -> UInt32[Array, "..."]:
     """The bit where `condition` holds, else zero, elementwise: OR it into a status."""
     return jnp.where(condition, jnp.uint32(int(bit)), jnp.uint32(0))
+
+
+def any_bits(status: UInt32[Array, "..."], where: Bool[Array, "..."] | None = None) -> UInt32[Array, ""]:
+    """The OR of all members of a status, or of those where `where` holds."""
+    members = status if where is None else jnp.where(where, status, 0)
+    return jax.lax.reduce(members, jnp.uint32(0), jax.lax.bitwise_or, tuple(range(members.ndim)))
 
 
 def is_fatal(status: UInt32[Array, "..."]) -> Bool[Array, "..."]:
@@ -122,9 +131,8 @@ def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None
     if not text:
         return
     if bool(np.any(np.asarray(is_fatal(jnp.asarray(members))))):
-        error = InferenceError(f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result.")
-        error.result = result
-        raise error
+        message = f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result."
+        raise InferenceError(message, result=result)
     warnings.warn(f"`{what}` finished with flags.\n{text}", InferenceWarning, stacklevel=3)
 
 

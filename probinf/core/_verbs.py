@@ -19,6 +19,7 @@ from probinf.core._exchange import exchange
 from probinf.core._feynman_kac import Batched, FeynmanKac, check_model, take
 from probinf.core._population import Population, freeze, with_changes
 from probinf.core._spawn import WeightInfo, absorb, pin
+from probinf.core._status import any_bits
 from probinf.core._types import PRNGKey
 
 
@@ -121,8 +122,7 @@ class move(eqx.Module):
         rate = accepted / jnp.maximum(num_steps, 1)
         moved = freeze(population.status, population.particles, states.position)
         # A particle of weight zero may lie where the target is not finite: that is no fault.
-        bits = jnp.where(alive, states.status, 0)
-        status = population.status | jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
+        status = population.status | any_bits(states.status, alive)
         return with_changes(population, particles=moved, status=status), MoveInfo(rate)
 
 

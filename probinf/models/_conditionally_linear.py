@@ -7,7 +7,6 @@ and carries a Kalman filter in each particle: $M_t$ draws $u_t$ and $G_t = p(y_t
 Liu (2000), "Mixture Kalman filters"; Doucet, Godsill and Andrieu (2000), section III.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +18,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Distribution
 
-from probinf.core import FeynmanKac, PRNGKey, is_concrete, map_particles
+from probinf.core import FeynmanKac, PRNGKey, is_concrete, map_particles, whole_number
 from probinf.models._linear_gaussian import LinearGaussian
 from probinf.models._observations import prepare_observations
 from probinf.models._state_space import abstract_draw, as_pytree, check_arguments, entry_at
@@ -84,11 +83,9 @@ class ConditionallyLinear(eqx.Module):
 
         Raises:
             ValueError: `num_steps` is less than 1.
+            TypeError: `num_steps` is not an integer.
         """
-        num_steps = operator.index(num_steps)
-        if num_steps < 1:
-            raise ValueError(f"`num_steps` is {num_steps}: it must be 1 or more")
-        return _simulate(self, key, num_steps)
+        return _simulate(self, key, whole_number("num_steps", num_steps, 1))
 
     def rao_blackwellised(self, ys: Numbers) -> "RaoBlackwellisedModel":
         """The Feynman-Kac model of the Rao-Blackwellised filter, whose particles are `RaoBlackwellised`.
@@ -178,9 +175,7 @@ class RaoBlackwellisedModel(FeynmanKac):
             return RaoBlackwellised(u, *_condition(linear, t, mean, cov, y, there))
 
     def _map(self, function: Callable, key: PRNGKey, num_particles: int, *items: Any) -> RaoBlackwellised:
-        if self.own_generator:
-            return map_particles(function, key, num_particles, *items)
-        return jax.vmap(function)(jax.random.split(key, num_particles), *items)
+        return map_particles(function, key, num_particles, *items, own_generator=self.own_generator)
 
 
 def _condition(

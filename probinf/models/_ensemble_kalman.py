@@ -5,7 +5,6 @@ $x_i \leftarrow x_i + K (y - \hat y_i)$ with the gain $K = C_{xy} C_{yy}^{-1}$ o
 (1994); Burgers, van Leeuwen and Evensen (1998), "Analysis scheme in the ensemble Kalman filter".
 """
 
-import operator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,17 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int, UInt32
 
-from probinf.core import PRNGKey, Status, check_status, compiled, flag, is_concrete, is_fatal, map_particles
+from probinf.core import (
+    PRNGKey,
+    Status,
+    check_status,
+    compiled,
+    flag,
+    is_concrete,
+    is_fatal,
+    map_particles,
+    whole_number,
+)
 from probinf.models._optimal_proposal import Moment, moment_of
 from probinf.models._state_space import BootstrapModel, StateSpaceModel, abstract_draw, layout_of
 from probinf.models._types import Numbers
@@ -80,17 +89,14 @@ def ensemble_kalman_filter(
     layout = layout_of(model)
     if not jnp.issubdtype(layout.state.dtype, jnp.floating):
         raise TypeError(f"the state is of dtype {layout.state.dtype}: an ensemble can only shift floating states")
-    if isinstance(num_particles, bool) or not hasattr(num_particles, "__index__"):
-        raise TypeError(f"`num_particles` must be an integer, got {num_particles!r}")
-    least = int(np.prod(layout.observation.shape)) + 2
-    if operator.index(num_particles) < least:
-        raise ValueError(f"`num_particles` is {num_particles}; needed at least {least}, or the gain is not defined")
+    # With fewer the gain is not defined.
+    num_particles = whole_number("num_particles", num_particles, int(np.prod(layout.observation.shape)) + 2)
     if is_concrete(inflation) and not float(inflation) > 0:
         raise ValueError(f"`inflation` is {inflation}; needed a number > 0, and 1 for none")
     time = jax.ShapeDtypeStruct((), jnp.int32)
     own_generator = abstract_draw("observation", model.observation, time, layout.state)[2]
     factor = jnp.asarray(inflation, layout.state.dtype)
-    result = _run(key, model.bootstrap(ys), factor, operator.index(num_particles), own_generator)
+    result = _run(key, model.bootstrap(ys), factor, num_particles, own_generator)
     if throw and is_concrete(result.status):
         where = f"first at time step {int(result.first_bad_step)}"
         check_status(result.status, what="ensemble_kalman_filter", counts={"NAN_LOG_WEIGHT": where})
@@ -143,9 +149,7 @@ def _simulate(fk: BootstrapModel, key: PRNGKey, at: Moment, ensemble: Array, own
     def one(key: PRNGKey, x: Array) -> Array:
         return jnp.asarray(fk.model.observation(at.t, x).sample(key))
 
-    if own_generator:
-        return map_particles(one, key, ensemble.shape[0], ensemble)
-    return jax.vmap(one)(jax.random.split(key, ensemble.shape[0]), ensemble)
+    return map_particles(one, key, ensemble.shape[0], ensemble, own_generator=own_generator)
 
 
 def _shift(

@@ -87,9 +87,7 @@ class ChosenProposal(eqx.Module):
             return jnp.asarray(self._law(at, *x_prev).sample(key))
 
         def chosen(words: Array) -> Array:
-            if self.own_generator:
-                return map_particles(one, restore(words), num_particles, *items)
-            return jax.vmap(one)(jax.random.split(restore(words), num_particles), *items)
+            return map_particles(one, restore(words), num_particles, *items, own_generator=self.own_generator)
 
         def prior(words: Array) -> Array:
             return PriorProposal().draw(fk, restore(words), at, x_prev, num_particles)
@@ -168,49 +166,20 @@ class GuidedModel(FeynmanKac):
         return self.prior.log_transition(t, x_prev, x)
 
 
-class AuxiliaryModel(FeynmanKac):
+class AuxiliaryModel(GuidedModel):
     r"""A `GuidedModel` with a look-ahead $\psi_t(x_{t-1})$.
 
     Attributes:
-        guided: the model that moves and weights.
         guess: `guess(t, x, y)`, the log of psi for one particle; or the linearised model, for its density of y_t.
     """
 
-    batch: ClassVar[bool] = True
-
-    guided: GuidedModel
     guess: Callable[[Array, Array, Array], Array] | OptimalProposal
-
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        return self.guided.num_steps
-
-    def init(self, key: PRNGKey, *num_particles: int) -> Array:
-        """Draws N states given y_0."""
-        return self.guided.init(key, *num_particles)
-
-    def mutate(self, key: PRNGKey, t: Array | int, x: Array) -> Array:
-        """Draws the next state of each particle given y_t."""
-        return self.guided.mutate(key, t, x)
-
-    def log_potential(self, t: Array | int, x_prev: Array | None, x: Array) -> Float[Array, " n"]:
-        """Log of f g / q."""
-        return self.guided.log_potential(t, x_prev, x)
-
-    def log_transition(self, t: Array | int, x_prev: Array, x: Array) -> Float[Array, " n"]:
-        """The log density of the proposal."""
-        return self.guided.log_transition(t, x_prev, x)
-
-    def log_backward(self, t: Array | int, x_prev: Array, x: Array) -> Float[Array, " n"]:
-        """The log density of the transition."""
-        return self.guided.log_backward(t, x_prev, x)
 
     def look_ahead(self, t: Array | int, x: Array) -> Float[Array, " n"]:
         """Log psi of particles at t - 1; 0 where y_t is missing."""
-        at, guess = moment_of(self.guided.prior, t), self.guess
+        at, guess = moment_of(self.prior, t), self.guess
         if isinstance(guess, OptimalProposal):
-            return guess.log_predictive(self.guided.prior, at, x)
+            return guess.log_predictive(self.prior, at, x)
         log_psi = jax.vmap(lambda one: jnp.asarray(guess(at.t, one, at.y)))(x)
         return log_psi if at.there is None else jnp.where(jnp.all(at.there), log_psi, 0)
 
@@ -235,14 +204,15 @@ def guide(fk: BootstrapModel, proposal: Any, initial_proposal: Any) -> GuidedMod
 def look_forward(fk: BootstrapModel, look_ahead: Any, proposal: Any, initial_proposal: Any) -> AuxiliaryModel:
     """See `StateSpaceModel.auxiliary`."""
     guided = guide(fk, proposal, initial_proposal)
+    parts = (guided.prior, guided.start, guided.moves)
     if look_ahead is None:
-        return AuxiliaryModel(guided, _optimal(fk, "look_ahead="))
+        return AuxiliaryModel(*parts, _optimal(fk, "look_ahead="))
     check_arguments("look_ahead", look_ahead, ("t", "x", "y"), returns="a scalar, log psi")
     layout = layout_of(fk.model)
     log_psi = jax.eval_shape(look_ahead, jax.ShapeDtypeStruct((), jnp.int32), layout.state, layout.observation)
     if getattr(log_psi, "shape", None) != ():
         raise ValueError(f"`look_ahead(t, x, y)` returned {log_psi}: it must return one number, log psi of a particle")
-    return AuxiliaryModel(guided, as_pytree(look_ahead))
+    return AuxiliaryModel(*parts, as_pytree(look_ahead))
 
 
 def _optimal(fk: BootstrapModel, mend: str) -> OptimalProposal:

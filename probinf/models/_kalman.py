@@ -6,7 +6,6 @@ covariance, so that known states and noise-free components are no special case: 
 "Bayesian Filtering and Smoothing", chapters 6 and 12; Bryson and Frazier (1963).
 """
 
-import operator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,7 +15,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
-from probinf.core import is_concrete
+from probinf.core import is_concrete, whole_number
 from probinf.models._linear_gaussian import LinearGaussian
 from probinf.models._types import Numbers
 
@@ -67,10 +66,9 @@ class KalmanFiltered(NamedTuple):
 
         Raises:
             ValueError: `num_steps` is negative, or a time-varying model ends before the forecast does.
+            TypeError: `num_steps` is not an integer.
         """
-        num_steps = operator.index(num_steps)
-        if num_steps < 0:
-            raise ValueError(f"`num_steps` is {num_steps}: it must be 0 or more")
+        num_steps = whole_number("num_steps", num_steps)
         done = self.log_increments.shape[0]
         _check_horizon(self.model, done + num_steps)
         return _forecast(self.model, self.next_mean, self.next_cov, done, num_steps)

@@ -7,7 +7,6 @@ transition before it. Chopin and Papaspiliopoulos (2020), "An Introduction to Se
 """
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution, Independent
 
-from probinf.core import draws_with_particle_keys, map_particles
+from probinf.core import draws_with_particle_keys, map_particles, whole_number
 from probinf.core._feynman_kac import FeynmanKac
 from probinf.core._types import PRNGKey
 from probinf.models._observations import prepare_observations
@@ -69,11 +68,9 @@ class StateSpaceModel(eqx.Module):
 
         Raises:
             ValueError: `num_steps` is negative.
+            TypeError: `num_steps` is not an integer.
         """
-        num_steps = operator.index(num_steps)
-        if num_steps < 0:
-            raise ValueError(f"`num_steps` is {num_steps}: it must be 0 or more")
-        return _simulate(self, key, num_steps)
+        return _simulate(self, key, whole_number("num_steps", num_steps))
 
     def bootstrap(self, ys: Numbers) -> "BootstrapModel":
         r"""The Feynman-Kac model of the bootstrap filter: moves by `transition`, weights by `observation`.
@@ -227,9 +224,7 @@ class BootstrapModel(FeynmanKac):
         return self.log_transition(t, x_prev, x)
 
     def _map(self, draw: Callable, key: PRNGKey, num_particles: int, *items: Array) -> Array:
-        if self.own_generator:
-            return map_particles(draw, key, num_particles, *items)
-        return jax.vmap(draw)(jax.random.split(key, num_particles), *items)
+        return map_particles(draw, key, num_particles, *items, own_generator=self.own_generator)
 
 
 class Layout(NamedTuple):

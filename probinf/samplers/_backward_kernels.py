@@ -6,7 +6,6 @@ from the genealogical ancestor); Dau, Chopin 2023 (rejection that ends in an exa
 right start).
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from probinf.core import FeynmanKac, PRNGKey, Status, categorical, choose, flag, map_items, repeat, take, weigh
+from probinf.core import (
+    FeynmanKac,
+    PRNGKey,
+    Status,
+    categorical,
+    choose,
+    flag,
+    is_fatal,
+    map_items,
+    repeat,
+    take,
+    weigh,
+    whole_number,
+)
 from probinf.core._effects import scan
 from probinf.core._feynman_kac import Batched
 from probinf.samplers._filter_result import History
@@ -205,13 +217,13 @@ def find_kernel(
     if not traceable and method == "rejection":
         raise ValueError("`method` is 'rejection', which needs a model that can be traced: use 'exact'")
     if method == "mcmc":
-        return Metropolis(_whole("num_steps", num_steps, 0))
+        return Metropolis(_count("num_steps", num_steps))
     if not callable(log_bound):
         if not jnp.issubdtype(jnp.result_type(log_bound), jnp.number) or jnp.ndim(log_bound) != 0:
             raise TypeError(f"`log_bound` is {log_bound!r}; needed a number, or a function of t that returns one")
         log_bound = jnp.asarray(log_bound)
     num_trials = np.iinfo(np.int32).max if num_trials is None else num_trials
-    return Rejection(log_bound, _whole("num_trials", num_trials, 0))
+    return Rejection(log_bound, _count("num_trials", num_trials))
 
 
 def in_blocks(function: Callable[[Array, PyTree], PyTree], items: PyTree, width: int, *, traceable: bool) -> PyTree:
@@ -268,6 +280,11 @@ def weigh_rows(rows: Float[Array, "m n"]) -> tuple[Float[Array, "m n"], Float[Ar
     return jnp.where(empty[:, None], 1, weighed.relative), log_sum, status
 
 
+def is_lost(status: UInt32[Array, "..."]) -> Array:
+    """Whether there is no smoothing law: a backward draw from no weights is not fatal, but means nothing."""
+    return is_fatal(status) | ((status & jnp.uint32(int(Status.ALL_WEIGHTS_ZERO))) != 0)
+
+
 def past_at(history: History, t: Array) -> Past:
     """The weighted particles at time t."""
     return Past(history.log_weights[t], jax.tree.map(lambda leaf: leaf[t], history.particles))
@@ -291,10 +308,6 @@ def _backward_weights(
     return relative, status
 
 
-def _whole(name: str, value: Any, least: int) -> np.ndarray:
+def _count(name: str, value: Any) -> np.ndarray:
     # A NumPy array is a leaf, so that another number recompiles nothing, and can be read in an enumeration.
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}")
-    if operator.index(value) < least:
-        raise ValueError(f"`{name}` is {value}; needed at least {least}")
-    return np.asarray(operator.index(value), np.int32)
+    return np.asarray(whole_number(name, value), np.int32)

@@ -7,7 +7,6 @@ Godsill, Doucet, West 2004; the O(1) ways to draw b_t are Douc, Garivier, Moulin
 unnormalised smoothing measure, as it is for `trace_back`, whose paths however share their early states.
 """
 
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,13 +27,22 @@ from probinf.core import (
     extend,
     flag,
     is_concrete,
-    is_fatal,
     is_traceable,
     take,
     weigh,
+    whole_number,
 )
 from probinf.core._effects import scan
-from probinf.samplers._backward_kernels import Alike, BackwardInfo, Exact, Metropolis, Rejection, find_kernel, past_at
+from probinf.samplers._backward_kernels import (
+    Alike,
+    BackwardInfo,
+    Exact,
+    Metropolis,
+    Rejection,
+    find_kernel,
+    is_lost,
+    past_at,
+)
 from probinf.samplers._filter_result import FilterResult, History
 
 
@@ -100,12 +108,11 @@ def backward_sample(
         TypeError: `out` is no `FilterResult`, or the model lacks `log_transition`.
     """
     history = history_of(out)
-    if isinstance(num_paths, bool) or not hasattr(num_paths, "__index__") or operator.index(num_paths) < 1:
-        raise ValueError(f"`num_paths` is {num_paths!r}; needed an integer of at least 1")
+    num_paths = whole_number("num_paths", num_paths, 1)
     traceable = is_traceable(extend(history.model))
     kernel = find_kernel(method, ("exact", "rejection", "mcmc"), log_bound, num_trials, num_steps, traceable)
     run = _run if traceable else _simulate
-    paths, info = run(key, history, out.status, kernel, operator.index(num_paths))
+    paths, info = run(key, history, out.status, kernel, num_paths)
     if throw and is_concrete(info):
         _check(paths, info)
     return (paths, info) if return_info else paths
@@ -144,9 +151,8 @@ def _simulate(
         carry, rows = scan(back, carry, times, num_steps - 1, traceable=history.model.traceable)
         earlier, info = jax.tree.map(lambda leaf: leaf[::-1], rows)
         paths = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row]), earlier, paths)
-    status = carry[-1]
-    lost = is_fatal(status) | ((status & jnp.uint32(int(Status.ALL_WEIGHTS_ZERO))) != 0)
-    return jax.tree.map(lambda leaf: _blank(leaf, lost), paths), BackwardSampleInfo(status, *info)
+    lost = is_lost(carry[-1])
+    return jax.tree.map(lambda leaf: _blank(leaf, lost), paths), BackwardSampleInfo(carry[-1], *info)
 
 
 _run = compiled(_simulate)
@@ -184,18 +190,15 @@ def _blank(leaf: Array, lost: Array) -> Array:
 def _check(paths: PyTree, info: BackwardSampleInfo) -> None:
     """Raises or warns about what went wrong."""
     members = np.asarray(info.status)
-    try:
-        if np.any(members & np.uint32(int(Status.ALL_WEIGHTS_ZERO))):
-            raise InferenceError(
-                "`backward_sample` failed: every weight of the filter was zero at the end, or every backward weight "
-                "at some time, so that there is no smoothing law to draw from. Mend the model or raise "
-                "`num_particles`; `throw=False` returns the flagged paths."
-            )
-        # One number: a bit of the filter is in every path.
-        check_status(np.bitwise_or.reduce(members), what="backward_sample")
-    except InferenceError as error:
-        error.result = (paths, info)
-        raise
+    if np.any(members & np.uint32(int(Status.ALL_WEIGHTS_ZERO))):
+        raise InferenceError(
+            "`backward_sample` failed: every weight of the filter was zero at the end, or every backward weight at "
+            "some time, so that there is no smoothing law to draw from. Mend the model or raise `num_particles`; "
+            "`throw=False` returns the flagged paths.",
+            result=(paths, info),
+        )
+    # One number: a bit of the filter is in every path.
+    check_status(np.bitwise_or.reduce(members), what="backward_sample", result=(paths, info))
     warn_of_violations(info.num_violations, "backward_sample")
 
 

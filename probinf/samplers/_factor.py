@@ -6,9 +6,11 @@ one product, and nothing is decomposed while sampling.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
 from probinf.core import is_concrete
 
@@ -53,6 +55,15 @@ def check_dimension(factor: Factor | None, dimension: int) -> None:
             f"the kernel's matrix is for positions of {factor.shape[0]} numbers, but these have {dimension}: pass one "
             "of the right size, or None for the identity"
         )
+
+
+def as_rows(positions: PyTree) -> Float[Array, "n d"]:
+    """Stacked positions as vectors, one a row: what factors multiply.
+
+    Args:
+        positions: leaves [n, ...].
+    """
+    return jax.vmap(lambda position: ravel_pytree(position)[0])(positions)
 
 
 def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:

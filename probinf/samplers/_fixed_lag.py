@@ -5,7 +5,6 @@ filter's weights at t + L smooth x_t. Observations after t + L are left out: a b
 models that forget; the variance grows with L, as fewer and fewer distinct states are left in a window.
 """
 
-import operator
 from typing import ClassVar
 
 import equinox as eqx
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from probinf.core import FeynmanKac, PRNGKey, take
+from probinf.core import FeynmanKac, PRNGKey, take, whole_number
 from probinf.core._feynman_kac import Batched, check_model
 from probinf.core._types import Ancestors
 from probinf.samplers._filter_result import FilterResult
@@ -38,11 +37,7 @@ def fixed_lag(model: FeynmanKac, lag: int) -> "FixedLag":
         ValueError: `lag` is negative.
         TypeError: `lag` is no integer, or `model` no `FeynmanKac`.
     """
-    if isinstance(lag, bool) or not hasattr(lag, "__index__"):
-        raise TypeError(f"`lag` must be an integer, got {lag!r}")
-    if operator.index(lag) < 0:
-        raise ValueError(f"`lag` is {lag}; needed at least 0")
-    return FixedLag(check_model(model), operator.index(lag))
+    return FixedLag(check_model(model), whole_number("lag", lag))
 
 
 class FixedLag(FeynmanKac):

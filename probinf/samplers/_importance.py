@@ -24,6 +24,7 @@ from probinf.core import (
     reweight,
     spawn,
     weigh,
+    whole_number,
     with_changes,
 )
 from probinf.samplers._pareto import smooth_weights
@@ -110,9 +111,7 @@ def importance(
         raise TypeError(f"`target` is a {type(target).__name__}; needed a `Target`")
     if not isinstance(proposal, Proposal):
         raise TypeError(f"`proposal` is {proposal!r}; needed `sample(key)` and `log_prob(x)`: a NumPyro distribution")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"`num_samples` is {num_samples!r}; needed an integer of at least 1")
-    result = _run(key, target, proposal, num_samples)
+    result = _run(key, target, proposal, whole_number("num_samples", num_samples, 1))
     if throw and is_concrete(result.status):
         result.check()
     return result

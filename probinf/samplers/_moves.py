@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from probinf.core import Population, PRNGKey, Target, is_fatal, particle_keys, with_changes
+from probinf.core import Population, PRNGKey, Target, any_bits, is_fatal, particle_keys, with_changes
+from probinf.samplers._factor import as_rows
 from probinf.samplers._stage import Stage, corrected_step
 
 
@@ -33,11 +33,6 @@ class Tempering(NamedTuple):
 
     stage: Stage
     step_size: Array
-
-
-def positions_of(states: PyTree) -> Float[Array, "n d"]:
-    """The positions of all particles, one a row."""
-    return jax.vmap(lambda position: ravel_pytree(position)[0])(states.position)
 
 
 def tuned_kernel(kernel: Any, context: Tempering, step_size: Float[Array, ""]) -> Any:
@@ -78,7 +73,7 @@ class adaptive_moves(eqx.Module):
         del step
         context = population.context
         target = self.target.at_temperature(context.stage.inverse_temperature)
-        start = positions_of(population.particles)
+        start = as_rows(population.particles.position)
         scale = context.stage.factor if context.stage.factor.ndim == 1 else jnp.diagonal(context.stage.factor)
         zero = jnp.zeros((), start.dtype)
 
@@ -95,7 +90,7 @@ class adaptive_moves(eqx.Module):
             step_sizes = step_sizes.at[count].set(step_size)
             kernel = tuned_kernel(self.kernel, context, step_size)
             states, rate = step_all(jax.random.fold_in(key, count), kernel, target, states)
-            distance = jnp.mean(jnp.sum(((positions_of(states) - start) / scale[None, :]) ** 2, axis=1))
+            distance = jnp.mean(jnp.sum(((as_rows(states.position) - start) / scale[None, :]) ** 2, axis=1))
             step_size = corrected_step(step_size, rate, self.kernel.default_target_accept)
             rate = rate.astype(rates.dtype)
             return count + 1, states, step_size, step_sizes, rates + rate, before, distance, rate
@@ -191,12 +186,6 @@ class waste_free_moves(eqx.Module):
         return moved, MovesInfo(jnp.mean(rates), jnp.asarray(self.length - 1, jnp.int32))
 
 
-def any_status(states: PyTree) -> Array:
-    """The bits of all states."""
-    return jax.lax.reduce(states.status, jnp.uint32(0), jax.lax.bitwise_or, (0,))
-
-
 def _absorb_faults(population: Population, states: PyTree, context: Tempering) -> Population:
-    alive = population.log_weights > -jnp.inf
-    bits = jax.lax.reduce(jnp.where(alive, states.status, 0), jnp.uint32(0), jax.lax.bitwise_or, (0,))
+    bits = any_bits(states.status, population.log_weights > -jnp.inf)
     return with_changes(population, particles=states, status=population.status | bits, context=context)

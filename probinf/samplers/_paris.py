@@ -18,17 +18,15 @@ from jaxtyping import Array, Float, PyTree, UInt32
 from probinf.core import (
     Batched,
     FeynmanKac,
-    InferenceError,
     Population,
     PRNGKey,
-    Status,
     adapt,
+    any_bits,
     check_status,
     compiled,
     ess_below,
     extend,
     is_concrete,
-    is_fatal,
     is_traceable,
     iterate,
     map_items,
@@ -38,11 +36,12 @@ from probinf.core import (
     take,
     weigh,
     weight_dtype,
+    whole_number,
     with_changes,
 )
 from probinf.core._feynman_kac import check_model
 from probinf.core._population import freeze
-from probinf.samplers._backward_kernels import BackwardInfo, Exact, Metropolis, Past, Rejection, find_kernel
+from probinf.samplers._backward_kernels import BackwardInfo, Exact, Metropolis, Past, Rejection, find_kernel, is_lost
 from probinf.samplers._backward_sample import warn_of_violations
 from probinf.samplers._particle_filter import find_scheme, weighted_mean
 from probinf.samplers._scheme import AbstractScheme
@@ -86,7 +85,7 @@ def paris(
     num_particles: int,
     num_backward: int = 2,
     resampling: str | AbstractScheme = "systematic",
-    ess_threshold: float = 0.5,
+    ess_threshold: float | Array = 0.5,
     method: str = "exact",
     log_bound: float | Array | Callable[[Array], Array] | None = None,
     num_trials: int | None = None,
@@ -121,8 +120,7 @@ def paris(
     traceable = is_traceable(extend(model))  # raises for what is no model
     kernel = find_kernel(method, ("exact", "rejection"), log_bound, num_trials, 0, traceable)
     spawn(model, num_particles)  # raises for a bad `num_particles`
-    if isinstance(num_backward, bool) or not isinstance(num_backward, int) or num_backward < 1:
-        raise ValueError(f"`num_backward` is {num_backward!r}; needed an integer of at least 1")
+    num_backward = whole_number("num_backward", num_backward, 1)
     if not callable(additive):
         raise TypeError(f"`additive` is {additive!r}; needed a function of (t, x_prev, x)")
     update = UpdateStatistic(model, additive, kernel, num_backward)
@@ -208,8 +206,8 @@ class UpdateStatistic(eqx.Module):
             return jnp.mean((take(old, drawn.slots) + term).reshape(-1, self.num_backward, *old.shape[1:]), axis=1)
 
         # What a particle of weight zero meets is no fault.
-        bits = jnp.where(population.log_weights > -jnp.inf, drawn.status.reshape(-1, self.num_backward).T, 0)
-        status = population.status | jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0, 1))
+        alive = jnp.repeat(population.log_weights > -jnp.inf, self.num_backward)
+        status = population.status | any_bits(drawn.status, alive)
         new = jax.tree.map(average, values, terms)
         context = Carried(past, freeze(population.status, values, new))
         return with_changes(population, context=context, status=status), drawn.info
@@ -224,10 +222,7 @@ def _keep_past(step: Any, population: Population) -> Carried:
 
 def _report(population: Population) -> dict[str, Any]:
     weighed = weigh(population.log_weights)
-    # A backward draw from no weights at all is not fatal to the filter, but the statistic means nothing after it.
-    lost = is_fatal(population.status) | ((population.status & jnp.uint32(int(Status.ALL_WEIGHTS_ZERO))) != 0)
-
-    total = jnp.where(lost, 0, weighed.total)  # no mean
+    total = jnp.where(is_lost(population.status), 0, weighed.total)  # no mean
     return {
         "estimate": jax.tree.map(lambda x: weighted_mean(weighed.relative, total, x), population.context.values),
         "log_evidence_path": population.log_evidence,
@@ -246,9 +241,5 @@ def _as_statistic(terms: PyTree, population: Population) -> PyTree:
 
 
 def _check(result: ParisResult) -> None:
-    try:
-        check_status(result.status, what="paris")
-    except InferenceError as error:
-        error.result = result
-        raise
+    check_status(result.status, what="paris", result=result)
     warn_of_violations(result.backward.num_violations, "paris")

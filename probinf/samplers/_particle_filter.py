@@ -35,6 +35,7 @@ from probinf.core import (
     sequence,
     spawn,
     weigh,
+    whole_number,
     with_changes,
 )
 from probinf.samplers._evidence import combine_replicates, evidence_variance
@@ -49,7 +50,7 @@ def particle_filter(
     *,
     num_particles: int,
     resampling: str | AbstractScheme = "systematic",
-    ess_threshold: float = 0.5,
+    ess_threshold: float | Array = 0.5,
     quantiles: tuple[float, ...] = (),
     record: Callable[[Population], PyTree] | None = None,
     history: bool = False,
@@ -136,10 +137,10 @@ def _check_sizes(model: FeynmanKac, num_particles: int, num_replicates: int | No
         raise TypeError(
             f"`model` is a {type(model).__name__}; needed a `FeynmanKac`, such as `StateSpaceModel(...).bootstrap(ys)`"
         )
-    if num_replicates is not None and (not isinstance(num_replicates, int) or num_replicates < 2):
-        raise ValueError(f"`num_replicates` is {num_replicates}; needed None or an integer >= 2")
-    if num_replicates is not None and not model.traceable:
-        raise ValueError("`num_replicates` needs a model that can be traced; run this one several times instead")
+    if num_replicates is not None:
+        whole_number("num_replicates", num_replicates, 2)
+        if not model.traceable:
+            raise ValueError("`num_replicates` needs a model that can be traced; run this one several times instead")
     spawn(model, num_particles)  # raises for a bad `num_particles`
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from probinf.core import (
@@ -31,13 +30,16 @@ from probinf.core import (
     sequence,
     spawn,
     unwrap_key,
+    whole_number,
     with_changes,
 )
+from probinf.samplers._factor import as_rows
 from probinf.samplers._moves import Tempering, adaptive_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
 from probinf.samplers._stage import Stage, spread_factor
-from probinf.samplers._tempered_smc import default_kernel
+from probinf.samplers._tempering import default_kernel
+from probinf.samplers._warmup import check_tunable
 
 
 class AbstractPath(eqx.Module):
@@ -153,7 +155,7 @@ def path_smc(
     path: AbstractPath,
     *,
     num_particles: int,
-    ess_threshold: float = 0.5,
+    ess_threshold: float | Array = 0.5,
     kernel: Any = None,
     resampling: str | AbstractScheme = "systematic",
     max_moves: int = 20,
@@ -184,10 +186,10 @@ def path_smc(
     """
     if not isinstance(path, AbstractPath):
         raise TypeError(f"`path` is a {type(path).__name__}; needed an `AbstractPath`, such as `DataPath(...)`")
-    for name, value in (("num_particles", num_particles), ("max_moves", max_moves)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-            raise ValueError(f"`{name}` is {value!r}; needed an integer of at least 2")
+    num_particles = whole_number("num_particles", num_particles, 2)
+    max_moves = whole_number("max_moves", max_moves, 2)
     kernel = default_kernel(jax.eval_shape(path.initial, key)) if kernel is None else kernel
+    check_tunable("path_smc", kernel)
     result = _run(key, path, kernel, find_scheme(resampling), ess_below(ess_threshold), num_particles, max_moves)
     if throw and is_concrete(result.status):
         result.check()
@@ -220,7 +222,7 @@ class _Renew(eqx.Module):
     def _renew(self, key: PRNGKey, population: Population, step: Any) -> Population:
         resample_key, init_key, move_key = jax.random.split(key, 3)
         target, step_size = self.path.target(step), population.context
-        positions = jax.vmap(_flat)(population.particles)
+        positions = as_rows(population.particles)
         factor = spread_factor(population.weights, positions, dense=bool(self.kernel.dense))
         resampled, _ = resample(self.scheme)(resample_key, population)
         keys = jax.random.split(init_key, population.num_particles)
@@ -230,10 +232,6 @@ class _Renew(eqx.Module):
         started = with_changes(resampled, particles=states, context=Tempering(stage, step_size))
         moved, _ = adaptive_moves(self.kernel, target, self.max_moves)(move_key, started)
         return with_changes(moved, particles=moved.particles.position, context=moved.context.step_size)
-
-
-def _flat(position: PyTree) -> Float[Array, " d"]:
-    return ravel_pytree(position)[0]
 
 
 def _path_sampler(

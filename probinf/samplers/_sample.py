@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from probinf.core._arguments import whole_number
 from probinf.core._draws import Draws
 from probinf.core._driver import Run, run_steps
 from probinf.core._fingerprint import fingerprint_of
 from probinf.core._kernel import Kernel
-from probinf.core._status import FATAL, InferenceError, Status, check_status
+from probinf.core._status import FATAL, Status, check_status
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 from probinf.samplers._initial import check_call, initial_states, step_chains
@@ -207,21 +208,13 @@ def sample(
         attrs=attrs,
     )
     if throw:
-        try:
-            check_status(status, what="sample", counts=_counts(run))
-        except InferenceError as error:
-            error.result = draws
-            raise
+        check_status(status, what="sample", counts=_counts(run), result=draws)
     return draws
 
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        least = 0 if name == "num_warmup" else 1
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"`{name}` must be an integer, but is {value!r}")
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, but is {value}")
+        whole_number(name, value, 0 if name == "num_warmup" else 1)
 
 
 def _typed(key: PRNGKey) -> PRNGKey:

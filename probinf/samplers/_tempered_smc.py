@@ -21,6 +21,7 @@ from probinf.core import (
     PRNGKey,
     Target,
     adapt,
+    any_bits,
     check_status,
     compiled,
     is_concrete,
@@ -31,18 +32,18 @@ from probinf.core import (
     spawn,
     with_changes,
 )
-from probinf.samplers._hmc import hmc
+from probinf.samplers._factor import as_rows
 from probinf.samplers._moves import (
     Tempering,
     adaptive_moves,
-    any_status,
     frozen_moves,
-    positions_of,
     waste_free_moves,
 )
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
 from probinf.samplers._stage import Stage, next_temperature, spread_factor
+from probinf.samplers._tempering import Options, Start, check_target, default_kernel, find_options, first_context
+from probinf.samplers._warmup import check_tunable
 
 
 class Schedule(NamedTuple):
@@ -97,20 +98,12 @@ class SMCResult(eqx.Module):
         return self
 
 
-class _Options(eqx.Module):
-    num_particles: int = eqx.field(static=True)
-    max_temperatures: int = eqx.field(static=True)
-    max_moves: int = eqx.field(static=True)
-    num_moves: int | None = eqx.field(static=True)
-    waste_free: bool = eqx.field(static=True)
-
-
 def tempered_smc(
     key: PRNGKey,
     target: Target,
     *,
     num_particles: int,
-    target_ess: float = 0.5,
+    target_ess: float | Array = 0.5,
     kernel: Any = None,
     num_steps: int | str = "adapt",
     waste_free: bool = False,
@@ -149,29 +142,15 @@ def tempered_smc(
         InferenceError: a fatal fault, with `throw=True`.
         ValueError, TypeError: a bad argument.
     """
-    if not isinstance(target, Target):
-        raise TypeError(f"`target` is a {type(target).__name__}; needed a `Target`")
-    if target.sample_prior is None:
-        raise ValueError("`target` has no `sample_prior`, from which SMC starts: pass one to `Target`")
-    if is_concrete(target.inverse_temperature) and float(target.inverse_temperature) != 1:
-        raise ValueError(
-            f"`target` is at inverse temperature {float(target.inverse_temperature)}; needed 1, where SMC ends: pass "
-            "`target.at_temperature(1.0)`"
-        )
+    check_target(target)
     if is_concrete(target_ess) and not 0 < float(target_ess) < 1:
         raise ValueError(f"`target_ess` is {target_ess}; needed a number between 0 and 1, such as 0.5")
-    options = _options(num_particles, num_steps, waste_free, max_temperatures, max_moves)
-    position = jax.eval_shape(target.sample_prior, key)
+    options = find_options(num_particles, num_steps, waste_free, max_temperatures, max_moves)
+    position = jax.eval_shape(target.draw_prior, key)
     kernel = default_kernel(position) if kernel is None else kernel
-    for name in ("init", "step", "tuned", "default_target_accept"):
-        if not hasattr(kernel, name):
-            raise TypeError(f"`kernel` is {kernel!r}, which has no `{name}`: pass `hmc()`, `random_walk()` or `mala()`")
-    if schedule is not None and schedule.stages.step_sizes.shape != (max_temperatures, options.max_moves):
-        raise ValueError(
-            f"`schedule` holds step sizes of shape {schedule.stages.step_sizes.shape}; needed "
-            f"{(max_temperatures, options.max_moves)}: pass the `max_temperatures`, `max_moves` and `num_steps` of "
-            "the run that made it"
-        )
+    check_tunable("tempered_smc", kernel)
+    if schedule is not None:
+        _check_schedule(schedule, options, position, dense=bool(kernel.dense))
     dtype = jnp.zeros(()).dtype
     scheme = find_scheme(resampling)
     result = _run(key, target, kernel, scheme, jnp.asarray(target_ess, dtype), schedule, options)
@@ -180,38 +159,18 @@ def tempered_smc(
     return result
 
 
-def default_kernel(position: PyTree) -> Any:
-    """HMC whose trajectories are a quarter of the period of a Gaussian in as many dimensions.
-
-    At an acceptance rate of .8 the leapfrog step is about 1.4 d^(-1/4) standard deviations of a Gaussian, so that
-    1.1 d^(1/4) steps go a quarter of its period, where a draw is independent of its start.
-    """
-    dimension = max(sum(leaf.size for leaf in jax.tree.leaves(position)), 1)
-    return hmc(1.4 * dimension**-0.25, num_steps=max(round(1.1 * dimension**0.25), 1), jitter=False)
-
-
-def _options(
-    num_particles: int, num_steps: int | str, waste_free: bool, max_temperatures: int, max_moves: int
-) -> _Options:
-    for name, value, least in (
-        ("num_particles", num_particles, 2),
-        ("max_temperatures", max_temperatures, 1),
-        ("max_moves", max_moves, 2),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` is {value!r}; needed an integer of at least {least}")
-    if num_steps == "adapt":
-        if waste_free:
-            raise ValueError("`waste_free=True` needs `num_steps` as an integer, the moves of each chain, such as 3")
-        return _Options(num_particles, max_temperatures, max_moves, None, False)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f'`num_steps` is {num_steps!r}; needed an integer of at least 1, or "adapt"')
-    if waste_free and num_particles % (num_steps + 1):
-        raise ValueError(
-            f"`num_particles` is {num_particles}; waste-free chains of {num_steps} moves need a multiple of "
-            f"{num_steps + 1}"
-        )
-    return _Options(num_particles, max_temperatures, num_steps, num_steps, waste_free)
+def _check_schedule(schedule: Schedule, options: Options, position: PyTree, *, dense: bool) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"`schedule` is a {type(schedule).__name__}; needed `result.schedule` of an earlier run")
+    dimension = sum(leaf.size for leaf in jax.tree.leaves(position))
+    square = (dimension, dimension) if dense else (dimension,)
+    for name, shape in (("step_sizes", (options.max_moves,)), ("factor", square)):
+        found, needed = getattr(schedule.stages, name).shape, (options.max_temperatures, *shape)
+        if found != needed:
+            raise ValueError(
+                f"`schedule` holds `{name}` of shape {found}; needed {needed}: pass the `target`, `kernel`, "
+                "`max_temperatures`, `max_moves` and `num_steps` of the run that made it"
+            )
 
 
 class _Plan(eqx.Module):
@@ -232,7 +191,7 @@ class _Plan(eqx.Module):
         log_weights = population.log_weights + increment(before, after, log_likelihood)
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)  # what `reweight` will flag
         tempered = with_changes(population, log_weights=log_weights)
-        factor = spread_factor(tempered.weights, positions_of(population.particles), dense=self.dense)
+        factor = spread_factor(tempered.weights, as_rows(population.particles.position), dense=self.dense)
         return Tempering(Stage(after, factor, context.stage.step_sizes, context.stage.num_moves), context.step_size)
 
 
@@ -270,16 +229,17 @@ def _sampler(
     scheme: AbstractScheme,
     target_ess: Float[Array, ""],
     schedule: Schedule | None,
-    options: _Options,
+    options: Options,
 ) -> SMCResult:
     """The algorithm: a population of the prior, and three transformers for each temperature."""
     start_key, loop_key = jax.random.split(key)
     prior, dense, frozen = target.at_temperature(0.0), bool(kernel.dense), schedule is not None
-    population = spawn(_Start(kernel, prior), options.num_particles)(start_key)
+    population = spawn(Start(kernel, prior), options.num_particles)(start_key)
+    rows = as_rows(population.particles.position)
     population = with_changes(
         population,
-        context=_first_context(kernel, population, options, dense),
-        status=population.status | any_status(population.particles),
+        context=first_context(kernel, rows.shape[1], population.log_weights.dtype, options.max_moves),
+        status=population.status | any_bits(population.particles.status),
     )
     moves = (
         waste_free_moves(kernel, target, options.max_moves + 1, frozen)
@@ -301,25 +261,6 @@ def _sampler(
         acceptance_rate=acceptance,
         status=population.status,
     )
-
-
-class _Start(eqx.Module):
-    """A draw of the prior as a state of the kernel."""
-
-    kernel: Any
-    prior: Target
-
-    def __call__(self, key: PRNGKey) -> PyTree:
-        draw_key, init_key = jax.random.split(key)
-        return self.kernel.init(init_key, self.prior, self.prior.draw_prior(draw_key))
-
-
-def _first_context(kernel: Any, population: Population, options: _Options, dense: bool) -> Tempering:
-    dimension, dtype = positions_of(population.particles).shape[1], population.log_weights.dtype
-    factor = jnp.eye(dimension, dtype=dtype) if dense else jnp.ones(dimension, dtype)
-    empty = jnp.zeros(options.max_moves, dtype)
-    stage = Stage(jnp.zeros((), dtype), factor, empty, jnp.zeros((), jnp.int32))
-    return Tempering(stage, jnp.asarray(kernel.step_size).astype(dtype))
 
 
 _run = compiled(_sampler)

@@ -22,6 +22,7 @@ from probinf.core import (
     FeynmanKac,
     InferenceError,
     Status,
+    any_bits,
     check_status,
     compiled,
     extend,
@@ -143,8 +144,7 @@ def _smooth(
         log_weights = _log_normalised(here.log_weights) + log_beta.astype(here.log_weights.dtype)
         log_weights = jnp.where(alive, log_weights, -jnp.inf)
         # A forward particle without a future has weight zero, which is no fault.
-        bits = jnp.where(alive, bits & ~jnp.uint32(int(Status.ALL_WEIGHTS_ZERO)), 0)
-        status = status | jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
+        status = status | any_bits(bits & ~jnp.uint32(int(Status.ALL_WEIGHTS_ZERO)), alive)
         return status | flag(Status.ALL_WEIGHTS_ZERO, weigh(log_weights).total == 0), log_weights
 
     # At T - 1 there is no future: the filter is the smoother.
@@ -185,14 +185,11 @@ def _log_normalised(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _check(result: TwoFilterResult) -> None:
-    try:
-        if int(result.status) & int(Status.ALL_WEIGHTS_ZERO):
-            raise InferenceError(
-                "`two_filter_smoother` failed: a filter had weight zero on every particle, or no backward particle can "
-                "be reached from any forward one at some time. Raise `num_particles`, or choose wider `log_gamma`; "
-                "`throw=False` returns the flagged result."
-            )
-        check_status(result.status, what="two_filter_smoother")
-    except InferenceError as error:
-        error.result = result
-        raise
+    if int(result.status) & int(Status.ALL_WEIGHTS_ZERO):
+        raise InferenceError(
+            "`two_filter_smoother` failed: a filter had weight zero on every particle, or no backward particle can be "
+            "reached from any forward one at some time. Raise `num_particles`, or choose wider `log_gamma`; "
+            "`throw=False` returns the flagged result.",
+            result=result,
+        )
+    check_status(result.status, what="two_filter_smoother", result=result)

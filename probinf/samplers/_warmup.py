@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from probinf.core._arguments import whole_number
 from probinf.core._driver import run_steps
 from probinf.core._kernel import Kernel
-from probinf.core._status import FATAL, InferenceError, Status, check_status, is_fatal
+from probinf.core._status import FATAL, Status, check_status, is_fatal
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 from probinf.samplers._adaptation import (
@@ -32,6 +32,7 @@ from probinf.samplers._adaptation import (
     update_averaging,
     update_welford,
 )
+from probinf.samplers._factor import as_rows
 from probinf.samplers._initial import check_call, initial_states, step_chains
 
 MAX_DOUBLINGS = 100
@@ -64,6 +65,15 @@ class TunableKernel(Kernel, Protocol):
     def short(self) -> "TunableKernel":
         """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
         ...
+
+
+def check_tunable(what: str, kernel: Any) -> None:
+    """Raises `TypeError` for what is no `TunableKernel`."""
+    if isinstance(kernel, type) or not isinstance(kernel, TunableKernel):
+        raise TypeError(
+            f"`kernel` is {kernel!r}, in which `{what}` finds nothing to tune: pass `hmc()`, `random_walk()`, `mala()` "
+            "or another `TunableKernel`"
+        )
 
 
 class WarmupState(NamedTuple):
@@ -106,7 +116,7 @@ class WarmupStep(eqx.Module):
 
         learning = (index >= self.windows.start) & (index < self.windows.stop)
         use = gather(~is_fatal(chains.status), self.mesh) & learning
-        welford = update_welford(state.welford, gather(flat_positions(chains), self.mesh), use)
+        welford = update_welford(state.welford, gather(as_rows(chains.position), self.mesh), use)
         at_end = jnp.any(index == self.windows.ends)
         factor = jax.lax.cond(at_end, regularised_factor, lambda _, old: old, welford, state.factor)
         welford = jax.tree.map(lambda a: jnp.where(at_end, jnp.zeros_like(a), a), welford)
@@ -151,11 +161,6 @@ def gather(values: Array, mesh: jax.sharding.Mesh | None) -> Array:
     return jax.lax.with_sharding_constraint(values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def flat_positions(chains: PyTree) -> Float[Array, "n d"]:
-    """The positions of all chains, one a row."""
-    return jax.vmap(lambda position: ravel_pytree(position)[0])(chains.position)
-
-
 def _mean(values: Float[Array, " n"], use: Bool[Array, " n"]) -> Float[Array, ""]:
     return tree_sum(jnp.where(use, values, 0)) / jnp.maximum(tree_sum(use.astype(values.dtype)), 1)
 
@@ -163,7 +168,7 @@ def _mean(values: Float[Array, " n"], use: Bool[Array, " n"]) -> Float[Array, ""
 @eqx.filter_jit
 def start_warmup(kernel: Any, chains: PyTree) -> WarmupState:
     """The state of a warm-up that starts from the kernel's own step size and matrix."""
-    positions = flat_positions(chains)
+    positions = as_rows(chains.position)
     dimension, dtype = positions.shape[1], positions.dtype
     factor = jnp.ones(dimension, dtype) if kernel.factor is None else kernel.factor.astype(dtype)
     if kernel.dense and factor.ndim == 1:
@@ -226,12 +231,9 @@ def warmup(
         ValueError: a count below 1, or `target_accept` outside (0, 1).
         InferenceError: a chain has a fatal status at its start, or at the end; then `error.result` is the kernel.
     """
-    if not isinstance(kernel, TunableKernel):
-        raise TypeError(f"a {type(kernel).__name__} has nothing to tune: `warmup` needs `step_size`, `tuned`, `short`")
+    check_tunable("warmup", kernel)
     check_call("warmup", key, kernel, target, initial_position)
-    for name, value in (("num_steps", num_steps), ("num_chains", num_chains)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but is {value}")
+    num_steps, num_chains = whole_number("num_steps", num_steps, 1), whole_number("num_chains", num_chains, 1)
     check_target_accept(target_accept)
     key_init, key_run = jax.random.split(key)
     chains = initial_states(key_init, kernel, target, num_chains, initial_position)
@@ -242,9 +244,6 @@ def warmup(
     tuned = finish_warmup(kernel, run.state)
     if throw:
         faults = np.asarray(run.state.chains.status) & np.uint32(int(FATAL))
-        try:
-            check_status(faults | np.uint32(int(Status.INTERRUPTED) if run.interrupted else 0), what="warmup")
-        except InferenceError as error:
-            error.result = tuned
-            raise
+        faults = faults | np.uint32(int(Status.INTERRUPTED) if run.interrupted else 0)
+        check_status(faults, what="warmup", result=tuned)
     return tuned

@@ -25,13 +25,7 @@ from probinf.core._chunk import run_chunk
 from probinf.core._driver import run_steps
 from probinf.core._reducers import Moments
 from probinf.core._storage import read_records
-
-COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration_secs, **_: (
-        COMPILED.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
-    )
-)
+from tests._compilations import COMPILED
 
 
 class Walk(eqx.Module):
@@ -203,7 +197,7 @@ class TestCompilation:
 class TestBadInput:
     @pytest.mark.parametrize("num_steps", [-1, 2**31])
     def test_number_of_steps_out_of_range(self, key, num_steps):
-        with pytest.raises(ValueError, match="`num_steps` must lie in 0"):
+        with pytest.raises(ValueError, match=rf"`num_steps` is {num_steps}; needed at (least|most)"):
             run_steps(key, bits, jnp.zeros(2, jnp.uint32), num_steps)
 
     def test_several_processes(self, key, monkeypatch):
@@ -212,7 +206,7 @@ class TestBadInput:
             run_steps(key, bits, jnp.zeros(2, jnp.uint32), 3)
 
     def test_chunk_size_zero(self, key):
-        with pytest.raises(ValueError, match="`chunk_size` must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="`chunk_size` is 0; needed at least 1"):
             run_steps(key, bits, jnp.zeros(2, jnp.uint32), 3, chunk_size=0)
 
     def test_a_state_that_changes(self, key):

@@ -8,16 +8,7 @@ from jax.sharding import Mesh
 from probinf.core._target import Target
 from probinf.samplers._hmc import hmc
 from probinf.samplers._sample import sample
-
-
-def log_density(x):
-    """Skewed; the coordinates depend on each other."""
-    return (
-        1.5 * x["a"]
-        - jnp.exp(x["a"])
-        - jnp.sum(jnp.exp(-x["b"]) + x["b"])
-        - 0.1 * jnp.exp(x["a"]) * jnp.sum(x["b"] ** 2)
-    )
+from tests._posteriors import skewed_log_density
 
 
 def run(num_devices, num_chains=8):
@@ -28,7 +19,7 @@ def run(num_devices, num_chains=8):
     return sample(
         jax.random.key(3),
         hmc(num_steps=5, dense=True),
-        Target(log_density),
+        Target(skewed_log_density),
         num_samples=40,
         num_warmup=200,
         num_chains=num_chains,

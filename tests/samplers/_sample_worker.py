@@ -16,18 +16,9 @@ import numpy as np
 from probinf.core._target import Target
 from probinf.samplers import _sample
 from probinf.samplers._hmc import hmc
+from tests._posteriors import skewed_log_density
 
 NUM_WARMUP, NUM_SAMPLES, CHUNK = 120, 200, 10
-
-
-def log_density(x):
-    """Skewed; the coordinates depend on each other."""
-    return (
-        1.5 * x["a"]
-        - jnp.exp(x["a"])
-        - jnp.sum(jnp.exp(-x["b"]) + x["b"])
-        - 0.1 * jnp.exp(x["a"]) * jnp.sum(x["b"] ** 2)
-    )
 
 
 def run(folder):
@@ -36,7 +27,7 @@ def run(folder):
     return _sample.sample(
         jax.random.key(3),
         hmc(num_steps=4, dense=True),
-        Target(log_density),
+        Target(skewed_log_density),
         num_samples=NUM_SAMPLES,
         num_warmup=NUM_WARMUP,
         num_chains=3,

@@ -182,7 +182,7 @@ def test_warmup_learns_scales_and_acceptance(dense: bool, key: Any) -> None:
 
 def test_warmup_checks_its_arguments() -> None:
     target = Target(Gaussian(jnp.float32(1.0)))
-    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_steps` is 0; needed at least 1"):
         warmup(jax.random.key(0), hmc(), target, num_steps=0)
     with pytest.raises(ValueError, match="target_accept"):
         warmup(jax.random.key(0), hmc(), target, target_accept=1.0)

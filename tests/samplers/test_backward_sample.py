@@ -5,8 +5,6 @@ the way back. Planted bugs, shown to break it: weights of the wrong time, transi
 one, a potential that looks at the past left out. A bound that is none is warned of.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,9 @@ import probinf as pb
 from probinf import models
 from probinf.samplers import _backward_kernels, backward_sample, particle_filter
 from probinf.validity import enumerate_law
-from tests._finite import Finite, skewed_model
+from tests._compilations import COMPILED
+from tests._finite import Ahead, Finite, Swapped, as_kind, skewed_model, tables
+from tests._walks import LOG_BOUND, HostWalk, Walk, linear_gaussian, walk
 
 METHODS = {
     "exact": {},
@@ -28,8 +28,7 @@ METHODS = {
 
 def path_measure(model):
     """Unnormalised measure of each path, [2] * T, in NumPy."""
-    leaves = (model.initial, model.transition, model.potentials)
-    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    initial, transition, potentials = tables(model)
     mass = initial * potentials[0, 0]
     for t in range(1, potentials.shape[0]):
         mass = mass[..., None] * (transition * potentials[t])
@@ -70,17 +69,10 @@ def test_law_of_paths(method, num_particles, num_steps, ess_threshold):
     np.testing.assert_allclose(found, path_measure(model), rtol=1e-9)
 
 
-class Ahead(Finite):
-    """The same model, run as an auxiliary filter."""
-
-    def look_ahead(self, t, x):
-        return jnp.log(jnp.array([0.4, 1.9]))[x]
-
-
 @pytest.mark.usefixtures("x64")
 def test_law_of_paths_of_an_auxiliary_filter():
     plain = skewed_model(2)
-    model = Ahead(plain.initial, plain.transition, plain.potentials)
+    model = as_kind(Ahead, plain)
     np.testing.assert_allclose(expected_measure(model, 2), path_measure(model), rtol=1e-9)
 
 
@@ -91,11 +83,6 @@ def test_law_in_blocks(monkeypatch):
     np.testing.assert_allclose(found, path_measure(skewed_model(2)), rtol=1e-9)
 
 
-class Swapped(Finite):
-    def log_transition(self, t, x_prev, x):
-        return jnp.log(self.transition[x, x_prev])
-
-
 class Blind(Finite):
     def log_backward(self, t, x_prev, x):
         return self.log_transition(t, x_prev, x)
@@ -103,8 +90,7 @@ class Blind(Finite):
 
 def with_model(kind):
     def spoil(out):
-        model = out.history.model
-        return eqx.tree_at(lambda o: o.history.model, out, kind(model.initial, model.transition, model.potentials))
+        return with_history_of(as_kind(kind, out.history.model), out)
 
     return spoil
 
@@ -131,15 +117,6 @@ def test_planted_bugs_break_the_law(method, num_steps, spoil):
     model = skewed_model(num_steps)
     found = expected_measure(model, 2, spoil, method=method)
     assert np.max(np.abs(found / path_measure(model) - 1)) > 1e-2
-
-
-def linear_gaussian(num_steps=12, seed=3):
-    model = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5)
-    ys = np.cumsum(np.random.default_rng(seed).standard_normal((num_steps, 1)), axis=0).astype(np.float32)
-    return model, jnp.asarray(ys)
-
-
-LOG_BOUND = float(-0.5 * np.log(2 * np.pi * 0.7))  # the mode of the transition density
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +168,7 @@ def test_frequencies_of_paths(small, method, options):
 
 @pytest.mark.numpyro
 def test_agrees_with_kalman():
-    model, ys = linear_gaussian()
+    model, ys = linear_gaussian(12)
     exact = models.kalman_smoother(model, ys)
 
     @jax.jit
@@ -243,40 +220,8 @@ def test_a_bound_that_is_none_is_flagged(long_run):
         backward_sample(jax.random.key(1), long_run, 100, "rejection", log_bound=LOG_BOUND - 1)
 
 
-class Walk(pb.FeynmanKac):
-    """Particle form, a pytree of a float and an integer; `fault` goes into the transition density."""
-
-    ys: jax.Array
-    fault: jax.Array
-
-    @property
-    def num_steps(self):
-        return self.ys.shape[0]
-
-    def init(self, key):
-        return {"x": jax.random.normal(key), "n": jnp.zeros((), jnp.int32)}
-
-    def mutate(self, key, t, x):
-        return {"x": x["x"] + jax.random.normal(key), "n": x["n"] + 1}
-
-    def log_potential(self, t, x_prev, x):
-        return -0.5 * (x["x"] - self.ys[t]) ** 2
-
-    def log_transition(self, t, x_prev, x):
-        return -0.5 * (x["x"] - x_prev["x"]) ** 2 + jnp.where(t == 2, self.fault, 0)
-
-
-class OnHost(Walk):
-    traceable: ClassVar[bool] = False
-
-
 class NoDensity(Walk):
     log_transition = pb.FeynmanKac.log_transition
-
-
-def walk(kind=Walk, num_steps=4, fault=0.0, ys=None):
-    ys = jnp.linspace(0.0, 2.0, num_steps) if ys is None else jnp.asarray(ys, jnp.float32)
-    return kind(ys, jnp.float32(fault))
 
 
 def filtered(model):
@@ -312,10 +257,10 @@ def test_one_particle():
 def test_host_loop_gives_the_same_paths():
     out = particle_filter(jax.random.key(0), walk(num_steps=2), num_particles=3, history=True)
     compiled = backward_sample(jax.random.key(1), out, 2)
-    hosted = backward_sample(jax.random.key(1), with_history_of(walk(OnHost, num_steps=2), out), 2)
+    hosted = backward_sample(jax.random.key(1), with_history_of(walk(HostWalk, num_steps=2), out), 2)
     np.testing.assert_array_equal(hosted["x"], compiled["x"])
     with pytest.raises(ValueError, match="can be traced"):
-        backward_sample(jax.random.key(1), with_history_of(walk(OnHost), out), 5, "rejection", log_bound=0.0)
+        backward_sample(jax.random.key(1), with_history_of(walk(HostWalk), out), 5, "rejection", log_bound=0.0)
 
 
 def test_no_smoothing_law_raises():
@@ -377,24 +322,16 @@ def test_what_cannot_be_smoothed():
 
 
 def test_second_call_compiles_nothing():
-    compiled = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        del duration_secs, kwargs
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     out, other = filtered(walk()), filtered(walk(ys=[0.1, 0.2, 0.3, 0.5]))
     options = [("exact", {}), ("mcmc", {"num_steps": 2}), ("rejection", {"log_bound": 0.5, "num_trials": 9})]
     for method, first in options:
         jax.block_until_ready(backward_sample(jax.random.key(1), out, 5, method, **first))
-    counted = len(compiled)
+    counted = len(COMPILED)
     for method, second in [("exact", {}), ("mcmc", {"num_steps": 3}), ("rejection", {"log_bound": 0.7})]:
         jax.block_until_ready(backward_sample(jax.random.key(2), other, 5, method, **second))
-    assert len(compiled) == counted
+    assert len(COMPILED) == counted
     backward_sample(jax.random.key(2), other, 6)  # the counter does count
-    assert len(compiled) > counted
+    assert len(COMPILED) > counted
 
 
 def test_x64_keeps_dtypes(x64):

@@ -16,13 +16,13 @@ import probinf as pb
 from probinf import models
 from probinf.samplers import FixedLag, fixed_lag, fixed_lag_means, particle_filter
 from probinf.validity import enumerate_law
-from tests._finite import Finite, skewed_model
+from tests._finite import Ahead, as_kind, skewed_model, tables
+from tests._walks import Walk, linear_gaussian, walk
 
 
 def window_measure(model, t, lag):
     """Unnormalised measure of (x_{t-lag}, .., x_t) given y_{0:t}, where times before 0 hold x_0."""
-    leaves = (model.initial, model.transition, model.potentials)
-    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    initial, transition, potentials = tables(model)
     mass = initial * potentials[0, 0]
     for s in range(1, t + 1):
         mass = mass[..., None] * (transition * potentials[s])
@@ -72,12 +72,8 @@ def test_windows_that_stay_behind_are_caught():
 
 @pytest.mark.usefixtures("x64")
 def test_look_ahead_is_passed_on():
-    class Ahead(Finite):
-        def look_ahead(self, t, x):
-            return jnp.log(jnp.array([0.4, 1.9]))[x]
-
     plain = skewed_model(2)
-    model = Ahead(plain.initial, plain.transition, plain.potentials)
+    model = as_kind(Ahead, plain)
     assert fixed_lag(model, 2).looks_ahead
     assert not fixed_lag(plain, 2).looks_ahead
     np.testing.assert_allclose(expected_windows(model, 2, 1), window_measure(model, 1, 1), rtol=1e-9)
@@ -92,12 +88,6 @@ def test_densities_are_those_of_the_newest_states():
     np.testing.assert_allclose(wrapped.log_transition(1, before, now), np.log([0.35, 0.8]), rtol=1e-6)
     expected = np.log(np.asarray([0.35, 0.8]) * np.asarray(model.potentials)[1, [1, 0], 0])
     np.testing.assert_allclose(wrapped.log_backward(1, before, now), expected, rtol=1e-6)
-
-
-def linear_gaussian(num_steps):
-    model = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5)
-    ys = np.cumsum(np.random.default_rng(3).standard_normal((num_steps, 1)), axis=0).astype(np.float32)
-    return model, jnp.asarray(ys)
 
 
 @pytest.mark.numpyro
@@ -122,47 +112,36 @@ def test_agrees_with_kalman():
     assert abs(float(out.log_evidence) - exact) < 6 * np.sqrt(float(out.log_evidence_variance))
 
 
-class Pair(pb.FeynmanKac):
-    """Particle form on a pytree; `gather` counts as the model's own."""
-
-    ys: jax.Array
-
-    @property
-    def num_steps(self):
-        return self.ys.shape[0]
-
-    def init(self, key):
-        return {"x": jax.random.normal(key), "n": jnp.zeros((), jnp.int32)}
-
-    def mutate(self, key, t, x):
-        return {"x": x["x"] + jax.random.normal(key), "n": x["n"] + 1}
+class Looking(Walk):
+    """A potential that looks at the state before; `gather` counts as the model's own in `OwnGather`."""
 
     def log_potential(self, t, x_prev, x):
         drift = 0.0 if x_prev is None else 0.1 * (x["x"] - x_prev["x"])
         return -0.5 * (x["x"] - self.ys[t] - drift) ** 2
 
 
-class OwnGather(Pair):
+class OwnGather(Looking):
     def gather(self, particles, ancestors):
         return jax.tree.map(lambda leaf: leaf[ancestors], particles)
 
 
-class OnHost(Pair):
+class OnHost(Looking):
     traceable: ClassVar[bool] = False
 
 
 @pytest.mark.parametrize("kind", [OwnGather, OnHost])
 def test_forms_agree(kind):
-    ys = jnp.array([0.3, 1.0])
-    plain = particle_filter(jax.random.key(0), fixed_lag(Pair(ys), 1), num_particles=4)
-    other = particle_filter(jax.random.key(0), fixed_lag(kind(ys), 1), num_particles=4)
+    plain, other = (
+        particle_filter(jax.random.key(0), fixed_lag(walk(kind, ys=[0.3, 1.0]), 1), num_particles=4)
+        for kind in (Looking, kind)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), plain.mean, other.mean)
 
 
 @pytest.mark.parametrize(("num_steps", "lag"), [(1, 4), (3, 4), (3, 1)])
 def test_order_of_time(num_steps, lag):
     # `n` counts the steps: entry t of the smoothed means must be t, however short the run.
-    out = particle_filter(jax.random.key(0), fixed_lag(Pair(jnp.zeros(num_steps)), lag), num_particles=4)
+    out = particle_filter(jax.random.key(0), fixed_lag(walk(Looking, ys=np.zeros(num_steps)), lag), num_particles=4)
     np.testing.assert_allclose(fixed_lag_means(out)["n"], np.arange(num_steps), atol=1e-6)
     assert out.mean["n"].shape == (num_steps, lag + 1)
     np.testing.assert_allclose(out.mean["n"][0], 0, atol=1e-6)

@@ -114,9 +114,9 @@ def test_mostly_dead_samples_have_no_trusted_tail(x64):
 
 
 @pytest.mark.numpyro
-@pytest.mark.parametrize("count", [0, -3, True])
-def test_bad_counts(count):
-    with pytest.raises(ValueError, match="num_samples"):
+@pytest.mark.parametrize(("error", "count"), [(ValueError, 0), (ValueError, -3), (TypeError, True)])
+def test_bad_counts(error, count):
+    with pytest.raises(error, match="num_samples"):
         samplers.importance(jax.random.key(0), TARGET, dist.Normal(0.0, 1.0), count)
 
 

@@ -5,8 +5,6 @@ t and every number of backward draws. Planted bugs, shown to break it: weights o
 swapped, the statistic gathered by the wrong slots.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,8 @@ import probinf as pb
 from probinf import models
 from probinf.samplers import _paris, paris
 from probinf.validity import enumerate_law
-from tests._finite import Finite, skewed_model
+from tests._finite import Ahead, Finite, Swapped, as_kind, skewed_model, tables
+from tests._walks import LOG_BOUND, HostWalk, Walk, linear_gaussian, walk
 
 TABLE = np.array([[0.3, -1.0], [2.0, 0.7]])
 FIRST = np.array([0.4, -1.5])
@@ -31,8 +30,7 @@ def additive(t, x_prev, x):
 
 def exact_sum(model):
     """The integral of the sum under the unnormalised measure of y_{0:T-1}, in NumPy."""
-    leaves = (model.initial, model.transition, model.potentials)
-    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    initial, transition, potentials = tables(model)
     mass = initial * potentials[0, 0]
     total = mass * FIRST
     for t in range(1, potentials.shape[0]):
@@ -65,23 +63,11 @@ def test_expected_sum(num_particles, num_steps, options):
     np.testing.assert_allclose(expected_sum(model, num_particles, **options), exact_sum(model), rtol=1e-9)
 
 
-class Ahead(Finite):
-    """The same model, run as an auxiliary filter."""
-
-    def look_ahead(self, t, x):
-        return jnp.log(jnp.array([0.4, 1.9]))[x]
-
-
 @pytest.mark.usefixtures("x64")
 def test_expected_sum_of_an_auxiliary_filter():
     plain = skewed_model(2)
-    model = Ahead(plain.initial, plain.transition, plain.potentials)
+    model = as_kind(Ahead, plain)
     np.testing.assert_allclose(expected_sum(model, 2, num_backward=1), exact_sum(model), rtol=1e-9)
-
-
-class Swapped(Finite):
-    def log_transition(self, t, x_prev, x):
-        return jnp.log(self.transition[x, x_prev])
 
 
 @pytest.mark.usefixtures("x64")
@@ -89,7 +75,7 @@ class Swapped(Finite):
 def test_planted_bugs_break_the_expectation(bug, monkeypatch):
     model = skewed_model(3 if bug == "slots" else 2)
     if bug == "swapped":
-        model = Swapped(model.initial, model.transition, model.potentials)
+        model = as_kind(Swapped, model)
     if bug == "weights":  # those after resampling: equal ones
 
         def equal(step, population):
@@ -119,15 +105,6 @@ class Products(eqx.Module):
         if x_prev is None:
             return {"square": self.scale * x[0] ** 2, "product": jnp.zeros_like(x[0]), "count": jnp.ones((), bool)}
         return {"square": self.scale * x[0] ** 2, "product": x[0] * x_prev[0], "count": jnp.ones((), bool)}
-
-
-LOG_BOUND = float(-0.5 * np.log(2 * np.pi * 0.7))  # the mode of the transition density
-
-
-def linear_gaussian(num_steps):
-    model = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5)
-    ys = np.cumsum(np.random.default_rng(3).standard_normal((num_steps, 1)), axis=0).astype(np.float32)
-    return model, jnp.asarray(ys)
 
 
 def lag_one_moment(model, ys):
@@ -181,40 +158,8 @@ def test_agrees_with_kalman(options):
         assert abs(found.mean() - exact) < 8 * error + 0.01 * abs(exact)
 
 
-class Walk(pb.FeynmanKac):
-    """Particle form, a pytree; `fault` goes into the transition density of step 2."""
-
-    ys: jax.Array
-    fault: jax.Array
-
-    @property
-    def num_steps(self):
-        return self.ys.shape[0]
-
-    def init(self, key):
-        return {"x": jax.random.normal(key)}
-
-    def mutate(self, key, t, x):
-        return {"x": x["x"] + jax.random.normal(key)}
-
-    def log_potential(self, t, x_prev, x):
-        return -0.5 * (x["x"] - self.ys[t]) ** 2
-
-    def log_transition(self, t, x_prev, x):
-        return -0.5 * (x["x"] - x_prev["x"]) ** 2 + jnp.where(t == 2, self.fault, 0)
-
-
-class OnHost(Walk):
-    traceable: ClassVar[bool] = False
-
-
 def total(t, x_prev, x):
     return x["x"] if x_prev is None else x["x"] - x_prev["x"]
-
-
-def walk(kind=Walk, num_steps=4, fault=0.0, ys=None):
-    ys = jnp.linspace(0.0, 2.0, num_steps) if ys is None else jnp.asarray(ys, jnp.float32)
-    return kind(ys, jnp.float32(fault))
 
 
 @pytest.mark.parametrize("num_steps", [0, 1])
@@ -234,11 +179,11 @@ def test_the_filter_is_not_touched_and_one_draw_is_enough():
 def test_host_loop_gives_the_same_estimate():
     compiled, hosted = (
         paris(jax.random.key(0), walk(kind, num_steps=2), total, num_particles=3, num_backward=1)
-        for kind in (Walk, OnHost)
+        for kind in (Walk, HostWalk)
     )
     np.testing.assert_allclose(hosted.estimate, compiled.estimate, rtol=1e-4)
     with pytest.raises(ValueError, match="can be traced"):
-        paris(jax.random.key(0), walk(OnHost), total, num_particles=3, method="rejection", log_bound=0.0)
+        paris(jax.random.key(0), walk(HostWalk), total, num_particles=3, method="rejection", log_bound=0.0)
 
 
 def test_memory_does_not_depend_on_time():

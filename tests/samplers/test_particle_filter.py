@@ -9,14 +9,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 import probinf as pb
 from probinf import models
 from probinf.core import fresh_population
 from probinf.samplers import particle_filter, systematic
+from tests._compilations import COMPILED
 from tests._finite import exact_evidence, skewed_model
+from tests._walks import walk
 
 MODES = ["eager", "jit", "vmap", "scan"]
 
@@ -272,23 +273,7 @@ def test_what_is_no_model():
 
 
 def test_particle_form_of_a_model():
-    class Walk(pb.FeynmanKac):
-        ys: jax.Array
-
-        @property
-        def num_steps(self):
-            return self.ys.shape[0]
-
-        def init(self, key):
-            return {"x": jax.random.normal(key), "n": jnp.zeros((), jnp.int32)}
-
-        def mutate(self, key, t, x):
-            return {"x": x["x"] + jax.random.normal(key), "n": x["n"] + 1}
-
-        def log_potential(self, t, x_prev, x):
-            return dist.Normal(x["x"], 1.0).log_prob(self.ys[t])
-
-    out = particle_filter(jax.random.key(0), Walk(jnp.ones(5)), num_particles=100)
+    out = particle_filter(jax.random.key(0), walk(ys=np.ones(5)), num_particles=100)
     assert out.mean["x"].shape == (5,)
     np.testing.assert_allclose(out.mean["n"], np.arange(5), rtol=1e-6)
 
@@ -296,26 +281,18 @@ def test_particle_form_of_a_model():
 @pytest.mark.numpyro
 def test_second_call_compiles_nothing(observations):
     ssm = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5).state_space()
-    compiled = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        del duration_secs, kwargs
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     options = {"num_particles": 64, "ess_threshold": 0.5}
     jax.block_until_ready(particle_filter(jax.random.key(0), ssm.bootstrap(observations), **options).log_evidence)
     ssm.bootstrap(observations + 1)
-    before = len(compiled)
+    before = len(COMPILED)
     other = models.LinearGaussian(0.1, 1.0, 0.8, 0.6, 1.0, 0.4).state_space().bootstrap(observations + 1)
-    counted = len(compiled)
+    counted = len(COMPILED)
     options["ess_threshold"] = 0.7
     jax.block_until_ready(particle_filter(jax.random.key(3), other, **options).log_evidence)
-    assert len(compiled) == counted
+    assert len(COMPILED) == counted
     assert counted - before == 0
     particle_filter(jax.random.key(3), other, **{**options, "num_particles": 65})  # the counter does count
-    assert len(compiled) > counted
+    assert len(COMPILED) > counted
 
 
 def test_no_large_constant_in_the_program(observations):

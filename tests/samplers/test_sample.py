@@ -30,44 +30,8 @@ from probinf.samplers._mhg import mhg
 from probinf.samplers._random_walk import Shift, StandardNormal, random_walk
 from probinf.samplers._sample import sample
 from probinf.samplers._warmup import warmup
-
-COMPILED: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration_secs, **_: (
-        COMPILED.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
-    )
-)
-
-
-class Normals(eqx.Module):
-    """A standard normal prior draw of the given shape."""
-
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __call__(self, key: Any) -> Any:
-        return jax.random.normal(key, self.shape)
-
-
-class Regression(eqx.Module):
-    x: Any
-    y: Any
-
-    def __call__(self, beta: Any) -> Any:
-        return -0.5 * jnp.sum((self.y - self.x @ beta) ** 2)
-
-
-def half_square(x: Any) -> Any:
-    return -0.5 * jnp.sum(x * x)
-
-
-def regression(offset: float = 0.0) -> tuple[Target, np.ndarray, np.ndarray]:
-    """Unit noise, standard normal prior: the posterior is N(mean, covariance)."""
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(20, 3)) * [1.0, 2.0, 0.3]
-    y = x @ [0.5, -1.0, 2.0] + rng.normal(size=20) + offset
-    covariance = np.linalg.inv(np.eye(3) + x.T @ x)
-    target = Target(Regression(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)), half_square, Normals((3,)))
-    return target, covariance @ (x.T @ y), covariance
+from tests._compilations import COMPILED
+from tests._posteriors import half_square, regression
 
 
 def agrees(draws: np.ndarray, exact: Any) -> None:

@@ -20,37 +20,7 @@ from probinf.samplers._hmc import hmc
 from probinf.samplers._initial import check_call
 from probinf.samplers._random_walk import random_walk
 from probinf.samplers._sample import sample
-
-
-class Normals(eqx.Module):
-    """A standard normal prior draw of the given shape."""
-
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __call__(self, key: Any) -> Any:
-        return jax.random.normal(key, self.shape)
-
-
-class Regression(eqx.Module):
-    x: Any
-    y: Any
-
-    def __call__(self, beta: Any) -> Any:
-        return -0.5 * jnp.sum((self.y - self.x @ beta) ** 2)
-
-
-def half_square(x: Any) -> Any:
-    return -0.5 * jnp.sum(x * x)
-
-
-def regression(offset: float = 0.0) -> tuple[Target, np.ndarray, np.ndarray]:
-    """Unit noise, standard normal prior: the posterior is N(mean, covariance)."""
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(20, 3)) * [1.0, 2.0, 0.3]
-    y = x @ [0.5, -1.0, 2.0] + rng.normal(size=20) + offset
-    covariance = np.linalg.inv(np.eye(3) + x.T @ x)
-    target = Target(Regression(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)), half_square, Normals((3,)))
-    return target, covariance @ (x.T @ y), covariance
+from tests._posteriors import Normals, half_square, regression
 
 
 def edge(x: Any) -> Any:
@@ -304,10 +274,10 @@ def _interrupt_once(_: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_samples": 0}, "`num_samples` must be at least 1, but is 0"),
-        ({"num_chains": 0}, "`num_chains` must be at least 1"),
-        ({"num_warmup": -1}, "`num_warmup` must be at least 0"),
-        ({"thin": 0}, "`thin` must be at least 1"),
+        ({"num_samples": 0}, "`num_samples` is 0; needed at least 1"),
+        ({"num_chains": 0}, "`num_chains` is 0; needed at least 1"),
+        ({"num_warmup": -1}, "`num_warmup` is -1; needed at least 0"),
+        ({"thin": 0}, "`thin` is 0; needed at least 1"),
         ({"target_accept": 1.5}, "`target_accept` must be between 0 and 1"),
         ({"target_accept": float("nan")}, "`target_accept` must be between 0 and 1"),
         ({"initial_position": np.zeros((3, 3), np.float32)}, "leading axis of num_chains = 2"),

@@ -18,7 +18,8 @@ import probinf as pb
 from probinf import models
 from probinf.samplers import particle_filter, two_filter_smoother
 from probinf.validity import enumerate_law
-from tests._finite import Finite, skewed_model
+from tests._finite import Finite, as_kind, skewed_model, tables
+from tests._walks import linear_gaussian
 
 GAMMA = np.array([[0.5, 1.5], [2.0, 0.7], [0.9, 0.4]])
 PROPOSAL = np.array([[0.6, 0.4], [0.25, 0.75]])
@@ -26,8 +27,7 @@ PROPOSAL = np.array([[0.6, 0.4], [0.25, 0.75]])
 
 def reversed_model(model, gamma):
     """The backward information filter of a model on two states whose potentials do not look back."""
-    leaves = (model.initial, model.transition, model.potentials)
-    _, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    _, transition, potentials = tables(model)
     g, num_steps = potentials[:, 0], potentials.shape[0]
     initial = np.array([0.3, 0.7])
     rows = [np.repeat((gamma[num_steps - 1] * g[-1] / initial)[None], 2, axis=0)]
@@ -47,8 +47,7 @@ class LogGamma(eqx.Module):
 
 def marginals(model):
     """Unnormalised smoothing mass of each state at each time, [T, 2]."""
-    leaves = (model.initial, model.transition, model.potentials)
-    initial, transition, potentials = (np.asarray(leaf, np.float64) for leaf in leaves)
+    initial, transition, potentials = tables(model)
     ahead = [initial * potentials[0, 0]]
     for t in range(1, potentials.shape[0]):
         ahead.append(ahead[-1] @ (transition * potentials[t]))
@@ -139,12 +138,6 @@ class Gamma(eqx.Module):
 
     def __call__(self, t, x):
         return self.model.gamma(t, x)
-
-
-def linear_gaussian(num_steps):
-    model = models.LinearGaussian(0.5, 2.0, 0.9, 0.7, 1.0, 0.5)
-    ys = np.cumsum(np.random.default_rng(3).standard_normal((num_steps, 1)), axis=0).astype(np.float32)
-    return model, jnp.asarray(ys)
 
 
 @pytest.mark.numpyro
@@ -269,7 +262,7 @@ def test_host_loop_gives_the_same_weights():
         particle_filter(jax.random.key(i), fk, num_particles=3, history=True) for i, fk in enumerate((model, backward))
     ]
     compiled = two_filter_smoother(runs[0], runs[1], log_gamma())
-    host = OnHost(model.initial, model.transition, model.potentials)
+    host = as_kind(OnHost, model)
     hosted = two_filter_smoother(eqx.tree_at(lambda o: o.history.model, runs[0], host), runs[1], log_gamma())
     np.testing.assert_allclose(hosted.log_weights, compiled.log_weights, rtol=1e-5)
 

@@ -1,0 +1,72 @@
+"""Targets of SMC samplers with known evidences, skewed and with two modes."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+import probinf as pb
+
+
+class NormalPrior(eqx.Module):
+    """N(0, scale^2) on R^d."""
+
+    scale: jax.Array
+    dimension: int = eqx.field(static=True)
+
+    def __call__(self, key):
+        return self.scale * jax.random.normal(key, (self.dimension,))
+
+    def log_density(self, x):
+        return jnp.sum(-0.5 * (x / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * jnp.log(2 * jnp.pi))
+
+
+class Bimodal(eqx.Module):
+    """.3 N(x; -2, .25 I) + .7 N(x; 2, .25 I)."""
+
+    dimension: int = eqx.field(static=True)
+
+    def __call__(self, x):
+        def one(centre, weight):
+            normal = -0.5 * jnp.sum((x - centre) ** 2) / 0.25 - 0.5 * self.dimension * jnp.log(2 * jnp.pi * 0.25)
+            return jnp.log(weight) + normal
+
+        return jnp.logaddexp(one(-2.0, 0.3), one(2.0, 0.7))
+
+
+def bimodal(dimension):
+    prior = NormalPrior(jnp.array(5.0), dimension)
+    exact = -dimension / 2 * (np.log(2 * np.pi * 25.25) + 4 / 25.25)
+    return pb.Target(Bimodal(dimension), prior.log_density, prior), exact
+
+
+class Counts(eqx.Module):
+    """A Poisson likelihood of log rates: skewed."""
+
+    counts: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(self.counts * x - jnp.exp(x) - jax.scipy.special.gammaln(self.counts + 1))
+
+
+def skewed(counts=(0.0, 7.0)):
+    """Independent Poisson counts with N(0, 2^2) log rates: the evidence is a product of integrals."""
+    prior = NormalPrior(jnp.array(2.0), len(counts))
+    grid = np.linspace(-16, 8, 40_001)
+    log_z, means = 0.0, []
+    for count in counts:
+        density = stats.norm.pdf(grid, 0, 2) * stats.poisson.pmf(count, np.exp(grid))
+        z = np.trapezoid(density, grid)
+        log_z += np.log(z)
+        means.append(np.trapezoid(density * grid, grid) / z)
+    return pb.Target(Counts(jnp.asarray(counts, jnp.float32)), prior.log_density, prior), log_z, np.array(means)
+
+
+def assert_unbiased(log_evidence, exact, num_errors=6.0):
+    """The mean of the ratios to the exact evidence is 1 within six of its standard errors."""
+    ratios = np.exp(np.minimum(np.asarray(log_evidence, np.float64) - exact, 100))
+    error = ratios.std(ddof=1) / np.sqrt(ratios.size)
+    assert error < 0.2
+    assert abs(ratios.mean() - 1) < num_errors * error, (ratios.mean(), error)
+    return error
