@@ -219,6 +219,21 @@ def samplers_waste_free_smc() -> Block:
 
 
 @block
+def samplers_persistent_smc() -> Block:
+    import probinf as pb
+    from probinf import samplers
+
+    target = pb.Target(
+        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
+    )
+
+    def run(key):
+        return samplers.persistent_smc(key, target, num_particles=32, max_temperatures=6, throw=False)
+
+    return run, (KEY,)
+
+
+@block
 def samplers_path_smc() -> Block:
     import probinf as pb
     from probinf import samplers

@@ -28,6 +28,8 @@ from probinf.samplers._path_smc import AbstractPath as AbstractPath
 from probinf.samplers._path_smc import DataPath as DataPath
 from probinf.samplers._path_smc import PathResult as PathResult
 from probinf.samplers._path_smc import path_smc as path_smc
+from probinf.samplers._persistent_smc import PersistentResult as PersistentResult
+from probinf.samplers._persistent_smc import persistent_smc as persistent_smc
 from probinf.samplers._random_walk import RandomWalk as RandomWalk
 from probinf.samplers._random_walk import random_walk as random_walk
 from probinf.samplers._resampling import ALL_SCHEMES as ALL_SCHEMES

@@ -8,11 +8,12 @@ $$\text{CESS}(\delta) = \frac{N (\sum_i W_i e^{\delta l_i})^2}{\sum_i W_i e^{2 \
 is at least a fraction of N. It decreases in $\delta$, also for unequal weights, where the plain ESS need not.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from probinf.samplers._factor import Factor
 
@@ -62,12 +63,23 @@ def next_temperature(
     shifted = jnp.where(alive, log_likelihood - jnp.where(jnp.isfinite(top), top, 0), 0)
     weights = jnp.where(alive, weights, 0)
     bound = target_ess.astype(weights.dtype) * jnp.sum(weights)
-    rest = 1 - inverse_temperature
 
     def enough(step: Float[Array, ""]) -> Array:
         powers = jnp.exp(step * shifted)
         first, second = jnp.sum(weights * powers), jnp.sum(weights * powers * powers)
         return first * first >= bound * second
+
+    return jnp.where(jnp.any(alive), raised_while(enough, inverse_temperature), 1)
+
+
+def raised_while(
+    enough: Callable[[Float[Array, ""]], Bool[Array, ""]], inverse_temperature: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The largest inverse temperature up to 1 whose distance from the present one is still `enough`.
+
+    By bisection of the logarithm of the distance, with a fixed number of halvings.
+    """
+    rest = 1 - inverse_temperature
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -80,7 +92,7 @@ def next_temperature(
     stepped = inverse_temperature + rest * jnp.exp(log_step)
     # A step below the resolution of the number would stand still.
     stepped = jnp.maximum(stepped, jnp.nextafter(inverse_temperature, jnp.ones_like(rest)))
-    return jnp.where(enough(rest) | ~jnp.any(alive), 1, jnp.minimum(stepped, 1))
+    return jnp.where(enough(rest), 1, jnp.minimum(stepped, 1))
 
 
 def spread_factor(weights: Float[Array, " n"], positions: Float[Array, "n d"], *, dense: bool) -> Factor:
