@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def start_worker(worker: Path, *arguments: object, flags: str = "") -> subprocess.Popen[str]:
-    """Starts a script that imports the package from here; on CPU, with the given `XLA_FLAGS`."""
+    """Starts a script that imports the package from here; on CPU, with more `XLA_FLAGS`."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(ROOT / ".cache" / "jax")
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
     }
     command = [sys.executable, str(worker), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -70,3 +70,34 @@ def assert_unbiased(log_evidence, exact, num_errors=6.0):
     assert error < 0.2
     assert abs(ratios.mean() - 1) < num_errors * error, (ratios.mean(), error)
     return error
+
+
+class Faulty(eqx.Module):
+    """A normal likelihood times `power`, with other values below and above two bounds of the first coordinate."""
+
+    low: float | jax.Array = -np.inf
+    below: float | jax.Array = 0.0
+    high: float | jax.Array = np.inf
+    above: float | jax.Array = 0.0
+    power: float | jax.Array = 1.0
+
+    def __call__(self, x):
+        value = self.power * -0.5 * jnp.sum((x - 1) ** 2)
+        return jnp.where(x[0] > self.high, self.above, jnp.where(x[0] > self.low, value, self.below))
+
+
+FAULTS = {
+    "constant": Faulty(power=0.0),
+    "all_zero": Faulty(low=np.inf, below=-np.inf),
+    "nan": Faulty(low=np.inf, below=np.nan),
+    "half_nan": Faulty(low=0.0, below=np.nan),
+    "half_zero": Faulty(low=0.0, below=-np.inf),
+    "infinite": Faulty(high=3.0, above=np.inf),
+    "peaked": Faulty(power=1e30),
+}
+
+
+def faulty(kind):
+    """One structure for all, so that they share a program. The prior is N(0, I) on the plane."""
+    prior = NormalPrior(jnp.array(1.0), 2)
+    return pb.Target(jax.tree.map(jnp.float32, FAULTS[kind]), prior.log_density, prior)

@@ -95,7 +95,9 @@ class Systematic(AbstractScheme):
         cuts = jnp.sort(jnp.clip(jnp.concatenate([jnp.zeros(1, edges.dtype), breaks, upper[None]]), 0, upper))
         middles = (cuts[1:] + cuts[:-1]) / 2
         positions = (middles[:, None] + jnp.arange(count, dtype=edges.dtype)[None, :]) % count
-        return _locate(weights, positions), (cuts[1:] - cuts[:-1]) / upper
+        lengths = (cuts[1:] - cuts[:-1]) / upper
+        # What is as short as rounding is no piece.
+        return _locate(weights, positions), jnp.where(lengths > 8 * jnp.finfo(lengths.dtype).eps, lengths, 0)
 
 
 class Stratified(AbstractScheme):

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import probinf as pb
 from probinf import samplers
 from probinf.core import InferenceError, InferenceWarning, Status
 from probinf.samplers import _persistent_smc
 from tests._compilations import COMPILED
-from tests._smc_targets import bimodal, skewed
+from tests._smc_targets import bimodal, faulty, skewed
 
 
 @eqx.filter_jit
@@ -72,7 +71,12 @@ def test_two_modes():
     assert abs(right.mean() - 0.7) < 6 * right.std(ddof=1) / 8 + 0.005
 
 
-@pytest.mark.parametrize("bug", ["no evidences", "no new terms", "another temperature"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "bug", ["no evidences", pytest.param("no new terms", marks=SLOW), pytest.param("another temperature", marks=SLOW)]
+)
 def test_planted_bugs_are_caught(bug, monkeypatch):
     target, exact, _ = skewed()
     grow = _persistent_smc._Grow.__call__
@@ -119,27 +123,28 @@ def test_second_call_compiles_nothing():
 
 
 def test_faults():
-    prior = (lambda x: -0.5 * x**2, jax.random.normal)
-    zero = pb.Target(lambda x: jnp.where(x > 9, 0.0, -jnp.inf), *prior)
-    out = samplers.persistent_smc(jax.random.key(0), zero, num_particles=32, throw=False)
-    assert int(out.status) & Status.ALL_WEIGHTS_ZERO
-    assert float(out.log_evidence) == -np.inf
-    assert np.isnan(out.mean)
-    some = pb.Target(lambda x: jnp.where(x > 1, jnp.nan, -(x**2)), *prior)
+    def run(kind, **options):
+        return samplers.persistent_smc(
+            jax.random.key(0), faulty(kind), num_particles=64, target_ess=0.9, max_temperatures=6, **options
+        )
+
+    nothing = run("all_zero", throw=False)
+    assert int(nothing.status) & Status.ALL_WEIGHTS_ZERO
+    assert float(nothing.log_evidence) == -np.inf
+    assert np.all(np.isnan(np.asarray(nothing.mean)))
     with pytest.warns(InferenceWarning, match="NAN_LOG_WEIGHT"):
-        out = samplers.persistent_smc(jax.random.key(0), some, num_particles=32)
-    assert np.isfinite(out.log_evidence)
-    infinite = pb.Target(lambda x: jnp.where(x > 1, jnp.inf, -(x**2)), *prior)
+        assert np.isfinite(run("half_nan").log_evidence)
+    with pytest.raises(InferenceError, match="NAN_LOG_WEIGHT"):
+        run("nan")
     with pytest.raises(InferenceError, match="POSINF"):
-        samplers.persistent_smc(jax.random.key(0), infinite, num_particles=32)
-    peaked = pb.Target(lambda x: -1e30 * (x - 0.3) ** 2, *prior)
+        samplers.persistent_smc(
+            jax.random.key(0), faulty("infinite"), num_particles=2048, target_ess=0.9, max_temperatures=2
+        )
     with pytest.raises(InferenceError, match="max_temperatures"):
-        samplers.persistent_smc(jax.random.key(0), peaked, num_particles=32, max_temperatures=3)
-    flat = samplers.persistent_smc(
-        jax.random.key(0), pb.Target(lambda x: 0.0 * x + 2.0, *prior), num_particles=32, target_ess=0.9
-    )
-    np.testing.assert_allclose(float(flat.log_evidence), 2.0, rtol=1e-6)
-    assert np.sum(np.isfinite(np.asarray(flat.inverse_temperatures))) == 2
+        run("peaked")
+    flat = run("constant")
+    np.testing.assert_allclose(float(flat.log_evidence), 0, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(flat.inverse_temperatures), [0, 1] + [np.nan] * 5)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from probinf.core import InferenceError, InferenceWarning, Status
 from probinf.samplers import _moves, _stage, _tempered_smc
 from probinf.samplers._stage import next_temperature, spread_factor
 from tests._compilations import COMPILED
-from tests._smc_targets import NormalPrior, assert_unbiased, bimodal, skewed
+from tests._smc_targets import assert_unbiased, bimodal, faulty, skewed
 
 
 @functools.cache
@@ -65,6 +65,7 @@ def test_the_wrong_sign_of_the_step_is_caught(monkeypatch):
         assert_unbiased(out.log_evidence, exact)
 
 
+@pytest.mark.slow
 def test_moves_at_the_old_temperature_are_caught(monkeypatch):
     target, exact, _ = skewed()
     original = _moves.tuned_kernel
@@ -128,27 +129,6 @@ def test_second_call_compiles_nothing_and_keys_matter():
     assert b.temperatures[0] == 0
     assert b.temperatures[-1] == 1
     assert np.all(np.diff(b.temperatures) > 0)
-
-
-class Faulty(eqx.Module):
-    kind: str = eqx.field(static=True)
-
-    def __call__(self, x):
-        value = -0.5 * jnp.sum((x - 1) ** 2)
-        return {
-            "constant": jnp.zeros(()) * value,
-            "all_zero": jnp.full((), -jnp.inf),
-            "nan": jnp.full((), jnp.nan),
-            "half_nan": jnp.where(x[0] > 0, value, jnp.nan),
-            "half_zero": jnp.where(x[0] > 0, value, -jnp.inf),
-            "infinite": jnp.where(x[0] > 3, jnp.inf, value),
-            "peaked": 1e30 * value,
-        }[self.kind]
-
-
-def faulty(kind):
-    prior = NormalPrior(jnp.array(1.0), 2)
-    return pb.Target(Faulty(kind), prior.log_density, prior)
 
 
 def test_constant_likelihood_takes_one_step():
