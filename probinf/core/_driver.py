@@ -107,7 +107,7 @@ def run_steps(
         TypeError: `step` changes the structure, shapes or dtypes of the state.
         OSError: the checkpoint folder cannot be made.
     """
-    _check_arguments(num_steps, chunk_size)
+    num_steps, chunk_size = _checked(num_steps, chunk_size)
     shardings, state = _placed(state, mesh, (key, step))
     shapes = record_shapes(step, key, state)
     fresh = Snapshot(0, state, empty_reduction(reducer, shapes))
@@ -139,8 +139,9 @@ def run_steps(
     return _result(at, records, reducer, num_steps)
 
 
-def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
-    if whole_number("num_steps", num_steps) > MAX_STEPS:
+def _checked(num_steps: int, chunk_size: int | None) -> tuple[int, int | None]:
+    num_steps = whole_number("num_steps", num_steps)
+    if num_steps > MAX_STEPS:
         raise ValueError(
             f"`num_steps` is {num_steps}; needed at most {MAX_STEPS}, as steps are counted in int32. "
             "For more, start a second run from the state of the first, with another key"
@@ -151,8 +152,7 @@ def _check_arguments(num_steps: int, chunk_size: int | None) -> None:
             f"`run_steps` runs in one process, and jax.distributed has {jax.process_count()}: start each run in a "
             "process of its own, or use the devices of one host"
         )
-    if chunk_size is not None:
-        whole_number("chunk_size", chunk_size, 1)
+    return num_steps, None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
 
 
 def _placed(state: PyTree, mesh: jax.sharding.Mesh | None, others: PyTree) -> tuple[tuple[Any, ...] | None, PyTree]:

@@ -53,7 +53,7 @@ def map_particles(
         num_particles: N.
         *items: leaves [N, ...].
         own_generator: whether `function` can draw from particle keys (`draws_with_particle_keys`); if not it gets
-            keys of JAX's own generator.
+            those of `jax.random.split`.
 
     Returns:
         Leaves [N, ...].

@@ -102,7 +102,7 @@ class resample(eqx.Module):
                 raise ValueError(f"`look_ahead` gave shape {guess.shape}; needed {log_weights.shape}, one a particle")
             # Only ratios of psi matter: any constant would be out of scale, and could outweigh all others.
             # Not a minimum of floats: LLVM took minutes over that of 8 or 16 particles in a program of two steps.
-            least = -largest(jnp.where(jnp.isfinite(guess), -guess, -jnp.inf))
+            least = -largest(jax.lax.stop_gradient(jnp.where(jnp.isfinite(guess), -guess, -jnp.inf)))
             least = jnp.where(jnp.isfinite(least), least, 0)
             log_psi = jnp.where(jnp.isfinite(guess), guess, least).astype(log_weights.dtype)
             bad = jnp.any(jnp.isnan(guess) & (log_weights > -jnp.inf))

@@ -65,7 +65,7 @@ class InferenceError(RuntimeError):
     """
 
     def __init__(self, message: str, *, result: Any = None) -> None:
-        super().__init__(message)
+        RuntimeError.__init__(self, message)
         self.result = result
 
 
@@ -81,7 +81,7 @@ def flag(bit: Status, condition: Bool[Array, "..."]) -> UInt32[Array, "..."]:
 def any_bits(status: UInt32[Array, "..."], where: Bool[Array, "..."] | None = None) -> UInt32[Array, ""]:
     """The OR of all members of a status, or of those where `where` holds."""
     members = status if where is None else jnp.where(where, status, 0)
-    return jax.lax.reduce(members, jnp.uint32(0), jax.lax.bitwise_or, tuple(range(members.ndim)))
+    return jax.lax.reduce_or(members, tuple(range(members.ndim)))
 
 
 def is_fatal(status: UInt32[Array, "..."]) -> Bool[Array, "..."]:

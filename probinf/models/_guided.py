@@ -122,7 +122,7 @@ def _if_all_there(at: Moment, then: Callable[..., Array], otherwise: Callable[..
     return then(*operands) if at.there is None else cond(jnp.all(at.there), then, otherwise, *operands)
 
 
-class GuidedModel(FeynmanKac):
+class AbstractGuided(FeynmanKac):
     r"""A `StateSpaceModel` with data: $M_t$ is a proposal $q$ and $G_t = f g / q$.
 
     Attributes:
@@ -166,8 +166,12 @@ class GuidedModel(FeynmanKac):
         return self.prior.log_transition(t, x_prev, x)
 
 
-class AuxiliaryModel(GuidedModel):
-    r"""A `GuidedModel` with a look-ahead $\psi_t(x_{t-1})$.
+class GuidedModel(AbstractGuided):
+    """The model of a guided filter."""
+
+
+class AuxiliaryModel(AbstractGuided):
+    r"""The model of a guided filter with a look-ahead $\psi_t(x_{t-1})$.
 
     Attributes:
         guess: `guess(t, x, y)`, the log of psi for one particle; or the linearised model, for its density of y_t.

@@ -1,6 +1,6 @@
 r"""Moves of SMC samplers: transformers that apply a tuned Markov kernel to every particle of a population.
 
-Law of both, for any kernel that leaves the target invariant: $\mu \mapsto \mu$ when $\mu \propto$ target. The particles
+Law of all, for any kernel that leaves the target invariant: $\mu \mapsto \mu$ when $\mu \propto$ target. The particles
 are states of the kernel, so that what the target said at them is never computed again.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from probinf.core import Population, PRNGKey, Target, any_bits, is_fatal, particle_keys, with_changes
 from probinf.samplers._factor import as_rows
-from probinf.samplers._stage import Stage, corrected_step
+from probinf.samplers._stage import Stage, Tempering, corrected_step
 
 
 class MovesInfo(NamedTuple):
@@ -26,13 +26,6 @@ class MovesInfo(NamedTuple):
 
     acceptance_rate: Array
     num_moves: Array
-
-
-class Tempering(NamedTuple):
-    """The context of a tempered population: its stage, and the step size that the next one begins with."""
-
-    stage: Stage
-    step_size: Array
 
 
 def tuned_kernel(kernel: Any, context: Tempering, step_size: Float[Array, ""]) -> Any:

@@ -119,7 +119,7 @@ def paris(
     """
     traceable = is_traceable(extend(model))  # raises for what is no model
     kernel = find_kernel(method, ("exact", "rejection"), log_bound, num_trials, 0, traceable)
-    spawn(model, num_particles)  # raises for a bad `num_particles`
+    num_particles = whole_number("num_particles", num_particles, 1)
     num_backward = whole_number("num_backward", num_backward, 1)
     if not callable(additive):
         raise TypeError(f"`additive` is {additive!r}; needed a function of (t, x_prev, x)")

@@ -93,7 +93,7 @@ def particle_filter(
         ValueError, TypeError: a bad argument.
     """
     scheme = find_scheme(resampling)
-    _check_sizes(model, num_particles, num_replicates)
+    num_particles, num_replicates = _checked_sizes(model, num_particles, num_replicates)
     if is_concrete(ess_threshold) and not 0 <= float(ess_threshold) <= 1:
         raise ValueError(f"`ess_threshold` is {ess_threshold}; needed a number in [0, 1]")
     if not (record is None or callable(record)):
@@ -132,16 +132,16 @@ def find_scheme(resampling: str | AbstractScheme) -> AbstractScheme:
     return ALL_SCHEMES[resampling]
 
 
-def _check_sizes(model: FeynmanKac, num_particles: int, num_replicates: int | None) -> None:
+def _checked_sizes(model: FeynmanKac, num_particles: int, num_replicates: int | None) -> tuple[int, int | None]:
     if not isinstance(model, FeynmanKac):
         raise TypeError(
             f"`model` is a {type(model).__name__}; needed a `FeynmanKac`, such as `StateSpaceModel(...).bootstrap(ys)`"
         )
     if num_replicates is not None:
-        whole_number("num_replicates", num_replicates, 2)
+        num_replicates = whole_number("num_replicates", num_replicates, 2)
         if not model.traceable:
             raise ValueError("`num_replicates` needs a model that can be traced; run this one several times instead")
-    spawn(model, num_particles)  # raises for a bad `num_particles`
+    return whole_number("num_particles", num_particles, 1), num_replicates
 
 
 class _Summary(eqx.Module):

@@ -34,10 +34,10 @@ from probinf.core import (
     with_changes,
 )
 from probinf.samplers._factor import as_rows
-from probinf.samplers._moves import Tempering, adaptive_moves
+from probinf.samplers._moves import adaptive_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
-from probinf.samplers._stage import Stage, spread_factor
+from probinf.samplers._stage import Stage, Tempering, spread_factor
 from probinf.samplers._tempering import default_kernel
 from probinf.samplers._warmup import check_tunable
 

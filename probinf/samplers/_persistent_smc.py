@@ -26,22 +26,33 @@ from probinf.core import (
     any_bits,
     check_status,
     compiled,
+    cond,
     fresh_population,
     is_concrete,
+    is_fatal,
     iterate,
-    reweight,
     sequence,
     spawn,
     take,
+    unwrap_key,
     weigh,
     with_changes,
 )
+from probinf.core._spawn import absorb
 from probinf.samplers._factor import as_rows
-from probinf.samplers._moves import Tempering, adaptive_moves
+from probinf.samplers._moves import adaptive_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
-from probinf.samplers._stage import raised_while, spread_factor
-from probinf.samplers._tempering import Options, Start, check_target, default_kernel, find_options, first_context
+from probinf.samplers._stage import Stage, Tempering, raised_while, spread_factor
+from probinf.samplers._tempering import (
+    UNFINISHED,
+    Options,
+    Start,
+    check_target,
+    default_kernel,
+    find_options,
+    first_context,
+)
 from probinf.samplers._warmup import check_tunable
 
 
@@ -74,8 +85,7 @@ class PersistentResult(eqx.Module):
 
     def check(self) -> "PersistentResult":
         """Itself, after raising `InferenceError` for fatal bits or one warning for others."""
-        counts = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
-        check_status(self.status, what="persistent_smc", counts=counts, result=self)
+        check_status(self.status, what="persistent_smc", counts=UNFINISHED, result=self)
         return self
 
 
@@ -94,21 +104,20 @@ def persistent_smc(
 ) -> PersistentResult:
     """Samples the posterior and estimates its evidence with the particles of all temperatures.
 
-    On a target with two modes in 10 dimensions the variance of its log evidence was two thirds of that of
-    `tempered_smc` for the same number of moved particles. It keeps all of them, in room for `max_temperatures + 1`
-    times N, and weighs them all at each temperature: choose it where evaluations of the target are what costs.
+    It keeps all particles, in room for `max_temperatures + 1` times N, and weighs them all at each temperature: choose
+    it where evaluations of the target are what costs.
 
     Args:
         key: PRNG key.
         target: a `Target` with `sample_prior`; `log_prior` must be normalised for `log_evidence` to be the evidence.
         num_particles: N >= 2, particles that are moved at each temperature.
-        target_ess: > 0, the effective sample size of all particles after each reweighting, as a multiple of N. Above
-            1 the first temperatures are repeated until there are enough particles. The precision for a number of
-            evaluations grows with it, and so does their number.
+        target_ess: > 0, the effective sample size of all particles that must be left when the temperature rises, as a
+            multiple of N. Above 1 there are first more draws of the prior. The precision for a number of evaluations
+            grows with it, and so does their number.
         kernel: as for `tempered_smc`.
         num_steps: moves at each temperature, or "adapt": until the particles stop drifting from where they started.
         resampling: name of a scheme, or a scheme.
-        max_temperatures: bound of the loop; ending there sets `MAX_STEPS`.
+        max_temperatures: bound of the generations after the first; ending there sets `MAX_STEPS`.
         max_moves: bound of the moves at one temperature, with `num_steps="adapt"`.
         throw: whether a fatal status raises and others warn. Skipped under your own `jit`.
 
@@ -122,9 +131,14 @@ def persistent_smc(
     check_target(target)
     if is_concrete(target_ess) and not float(target_ess) > 0:
         raise ValueError(f"`target_ess` is {target_ess}; needed a positive number, such as 3")
+    options = find_options(num_particles, num_steps, max_temperatures, max_moves)
+    if is_concrete(target_ess) and float(target_ess) > options.max_temperatures:
+        raise ValueError(
+            f"`target_ess` is {target_ess}; needed at most `max_temperatures`, {options.max_temperatures}: there are "
+            "never more particles than that many times N"
+        )
     kernel = default_kernel(jax.eval_shape(target.draw_prior, key)) if kernel is None else kernel
     check_tunable("persistent_smc", kernel)
-    options = find_options(num_particles, num_steps, False, max_temperatures, max_moves)
     target_ess = jnp.asarray(target_ess, jnp.zeros(()).dtype)
     result = _run(key, target, kernel, find_scheme(resampling), target_ess, options)
     if throw and is_concrete(result.status):
@@ -157,24 +171,18 @@ def _log_likelihood(population: Population) -> Float[Array, " n"]:
     return population.particles.state.point.log_likelihood.astype(population.log_weights.dtype)
 
 
-def _weighted(key: PRNGKey, population: Population, inverse_temperature: Array) -> Population:
+def _log_ratio(population: Population, inverse_temperature: Array) -> Float[Array, " n"]:
+    return _raise(inverse_temperature, _log_likelihood(population)) - population.particles.log_mixture
+
+
+def _weighted(population: Population, inverse_temperature: Array) -> Population:
     """The generations so far, weighted to stand for the law at a temperature; the mean weight is its evidence."""
     pool, bound = population.context, population.context.log_evidence.shape[0]
     there = jnp.arange(population.num_particles) < pool.num_made * (population.num_particles // bound)
-    zero = jnp.zeros_like(population.log_scale)
     # S instead of t, for the mean is over S N particles.
-    fresh = with_changes(
-        population,
-        log_weights=jnp.where(there, jnp.log(jnp.asarray(bound, zero.dtype)), -jnp.inf),
-        log_scale=zero,
-        log_scale_low=zero,
-    )
-
-    def log_ratio(_: Any, kept: Kept) -> Array:
-        log_likelihood = kept.state.point.log_likelihood.astype(zero.dtype)
-        return _raise(inverse_temperature, log_likelihood) - kept.log_mixture
-
-    return reweight(log_ratio)(key, fresh)[0]
+    share = jnp.log(jnp.asarray(bound, population.log_weights.dtype))
+    fresh = with_changes(population, log_weights=jnp.where(there, share, -jnp.inf))
+    return absorb(fresh, _log_ratio(population, inverse_temperature))[0]
 
 
 class _Temper(eqx.Module):
@@ -184,32 +192,32 @@ class _Temper(eqx.Module):
     dense: bool = eqx.field(static=True)
 
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, Array]:
+        del key, step
         pool, stage = population.context, population.context.tempering.stage
-        before, log_likelihood = stage.inverse_temperature, _log_likelihood(population)
+        before, alive = stage.inverse_temperature, population.log_weights > -jnp.inf
         size = population.num_particles // pool.log_evidence.shape[0]
-        alive = (population.log_weights > -jnp.inf) & (log_likelihood > -jnp.inf)
 
         def enough(step: Array) -> Array:
-            log_weights = _raise(before + step, log_likelihood) - population.particles.log_mixture
+            log_weights = _log_ratio(population, before + step)
             # NaN is flagged when the weights are set.
-            counted = (population.log_weights > -jnp.inf) & ~jnp.isnan(log_weights)
-            ess = weigh(jnp.where(counted, log_weights, -jnp.inf)).ess
+            ess = weigh(jnp.where(alive & ~jnp.isnan(log_weights), log_weights, -jnp.inf)).ess
             return ess >= self.target_ess.astype(ess.dtype) * size
 
         # Where the particles are too few even for the present temperature, it is repeated.
         after = jnp.where(enough(jnp.zeros_like(before)), raised_while(enough, before), before)
-        after = jnp.where(jnp.any(alive), after, 1)
-        weighted = _weighted(key, population, after)
+        after = jnp.where(jnp.any(alive & (_log_likelihood(population) > -jnp.inf)), after, 1)
+        weighted = _weighted(population, after)
         rows = as_rows(population.particles.state.position)
         factor = spread_factor(weighted.weights, rows, dense=self.dense)
-        tempering = Tempering(stage._replace(inverse_temperature=after, factor=factor), pool.tempering.step_size)
-        return with_changes(weighted, context=pool._replace(tempering=tempering)), weighted.ess
+        tempering = Tempering(Stage(after, factor, stage.step_sizes, stage.num_moves), pool.tempering.step_size)
+        context = Pool(pool.inverse_temperatures, pool.log_evidence, pool.num_made, tempering)
+        return with_changes(weighted, context=context), weighted.ess
 
 
 class _Grow(eqx.Module):
-    """Adds a generation: N particles resampled from all and moved at the present temperature.
+    """Adds a generation of the present temperature: draws of the prior at zero, else resampled particles that moved.
 
-    Law: the identity in expectation, but for the estimates in the mixture. Its info is that of the moves.
+    Law: the identity in expectation, but for the estimates in the mixture. Its info is the acceptance rate.
     """
 
     kernel: Any
@@ -217,42 +225,68 @@ class _Grow(eqx.Module):
     scheme: AbstractScheme
     options: Options
 
-    def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, Any]:
-        scheme_key, offset_key, move_key, weigh_key = jax.random.split(key, 4)
-        pool, kept = population.context, population.particles
-        bound, size = pool.log_evidence.shape[0], self.options.num_particles
-        # Every S-th of S N systematic draws, from a random one on, is a systematic sample of N.
-        ancestors = self.scheme(scheme_key, weigh(population.log_weights).relative)
-        first = jax.random.randint(offset_key, (), 0, bound)
-        started = fresh_population(take(kept.state, ancestors[first + bound * jnp.arange(size)]), pool.tempering)
-        moves = adaptive_moves(self.kernel, self.target, self.options.max_moves, self.options.num_moves)
-        moved, info = moves(move_key, started)
+    def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, Array]:
+        del step
+        due = jnp.any(population.log_weights > -jnp.inf) & ~is_fatal(population.status)
+        bits, restore = unwrap_key(key)
 
-        at, log_z = pool.tempering.stage.inverse_temperature, population.log_evidence
-        log_z = jnp.where(log_z == -jnp.inf, 0, log_z)
-        temperatures, evidences = (
-            pool.inverse_temperatures.at[pool.num_made].set(at),
-            pool.log_evidence.at[pool.num_made].set(log_z),
+        def grow(bits: Array, population: Population) -> tuple[Population, Array]:
+            return self._grow(restore(bits), population)
+
+        def stay(bits: Array, population: Population) -> tuple[Population, Array]:
+            del bits
+            return population, jnp.zeros_like(population.log_scale)
+
+        return cond(due, grow, stay, bits, population)
+
+    def _grow(self, key: PRNGKey, population: Population) -> tuple[Population, Array]:
+        kept, pool, size = population.particles, population.context, self.options.num_particles
+        at = pool.tempering.stage.inverse_temperature
+        bits, restore = unwrap_key(key)
+        generation, rate = cond(
+            at == 0,
+            lambda bits, population: self._drawn(restore(bits), population),
+            lambda bits, population: self._moved(restore(bits), population),
+            bits,
+            population,
         )
-        old = jnp.logaddexp(kept.log_mixture, _raise(at, _log_likelihood(population)) - log_z)
-        fresh = moved.particles.point.log_likelihood.astype(old.dtype)
-        terms = _raise(temperatures[:, None], fresh[None]) - evidences[:, None]
-        made = (jnp.arange(bound) <= pool.num_made)[:, None]
+        temperatures = pool.inverse_temperatures.at[pool.num_made].set(at)
+        evidence = pool.log_evidence.at[pool.num_made].set(population.log_evidence)
+        old = jnp.logaddexp(kept.log_mixture, _raise(at, _log_likelihood(population)) - population.log_evidence)
+        log_likelihood = generation.particles.point.log_likelihood.astype(old.dtype)
+        terms = _raise(temperatures[:, None], log_likelihood[None]) - evidence[:, None]
+        made = (jnp.arange(temperatures.shape[0]) <= pool.num_made)[:, None]
         new = jax.nn.logsumexp(jnp.where(made, terms, -jnp.inf), axis=0)
 
-        def insert(all_of_them: Array, generation: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(all_of_them, generation, pool.num_made * size, 0)
+        def insert(rows: Array, fresh: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(rows, fresh, pool.num_made * size, 0)
 
         grown = with_changes(
             population,
-            particles=jax.tree.map(insert, Kept(kept.state, old), Kept(moved.particles, new)),
-            context=Pool(temperatures, evidences, pool.num_made + 1, moved.context),
-            status=population.status | moved.status,
+            particles=jax.tree.map(insert, Kept(kept.state, old), Kept(generation.particles, new)),
+            eve=insert(population.eve, generation.eve),
+            num_resampled=population.num_resampled + (at > 0).astype(jnp.int32),
+            context=Pool(temperatures, evidence, pool.num_made + 1, generation.context),
+            status=population.status | generation.status,
         )
-        weighted = _weighted(weigh_key, grown, at)
-        # Moves may find what no draw had found; where no weight was left there is none.
-        some = jnp.any(population.log_weights > -jnp.inf)
-        return with_changes(weighted, log_weights=jnp.where(some, weighted.log_weights, -jnp.inf)), info
+        return _weighted(grown, at), rate
+
+    def _drawn(self, key: PRNGKey, population: Population) -> tuple[Population, Array]:
+        start = spawn(Start(self.kernel, self.target.at_temperature(0.0)), self.options.num_particles)(key)
+        drawn = with_changes(start, context=population.context.tempering, status=any_bits(start.particles.status))
+        return drawn, jnp.ones_like(population.log_scale)
+
+    def _moved(self, key: PRNGKey, population: Population) -> tuple[Population, Array]:
+        scheme_key, offset_key, move_key = jax.random.split(key, 3)
+        pool, size = population.context, self.options.num_particles
+        bound = pool.log_evidence.shape[0]
+        # Every S-th of S N systematic draws, from a random one on, is a systematic sample of N.
+        ancestors = self.scheme(scheme_key, weigh(population.log_weights).relative)
+        slots = ancestors[jax.random.randint(offset_key, (), 0, bound) + bound * jnp.arange(size)]
+        started = fresh_population(take(population.particles.state, slots), pool.tempering)
+        moves = adaptive_moves(self.kernel, self.target, self.options.max_moves, self.options.num_moves)
+        moved, info = moves(move_key, with_changes(started, eve=population.eve[slots]))
+        return moved, info.acceptance_rate.astype(population.log_scale.dtype)
 
 
 def _done(population: Population) -> Bool[Array, ""]:
@@ -260,31 +294,25 @@ def _done(population: Population) -> Bool[Array, ""]:
     return at_one | ~jnp.any(population.log_weights > -jnp.inf)
 
 
-def _record(population: Population, info: tuple) -> tuple:
-    ess, moves = info
-    return ess, moves.acceptance_rate
-
-
 def _sampler(
     key: PRNGKey, target: Target, kernel: Any, scheme: AbstractScheme, target_ess: Float[Array, ""], options: Options
 ) -> PersistentResult:
     """The algorithm: a generation of the prior, and two transformers for each later one."""
-    start_key, weigh_key, loop_key = jax.random.split(key, 3)
-    start, bound = (
-        spawn(Start(kernel, target.at_temperature(0.0)), options.num_particles)(start_key),
-        options.max_temperatures + 1,
-    )
+    start_key, loop_key = jax.random.split(key)
+    bound = options.max_temperatures + 1
+    start = spawn(Start(kernel, target.at_temperature(0.0)), options.num_particles)(start_key)
     dtype = start.log_weights.dtype
     # Room for the generations to come is filled with the first, at weight zero.
-    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (bound,) + (1,) * (leaf.ndim - 1)), start.particles)
-    dimension = as_rows(start.particles.position).shape[1]
-    tempering = first_context(kernel, dimension, dtype, options.max_moves)
+    states, eve = jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (bound,) + (1,) * (leaf.ndim - 1)), (start.particles, start.eve)
+    )
+    tempering = first_context(kernel, as_rows(start.particles.position).shape[1], dtype, options.max_moves)
     pool = Pool(jnp.zeros(bound, dtype), jnp.zeros(bound, dtype), jnp.ones((), jnp.int32), tempering)
     population = fresh_population(Kept(states, jnp.zeros(bound * options.num_particles, dtype)), pool)
-    population = with_changes(population, status=any_bits(start.particles.status))
+    population = with_changes(population, eve=eve, status=any_bits(start.particles.status))
     step = sequence(_Temper(target_ess, bool(kernel.dense)), _Grow(kernel, target, scheme, options))
-    loop = iterate(step, until=_done, max_steps=options.max_temperatures, record=_record)
-    population, ((ess, acceptance), _) = loop(loop_key, _weighted(weigh_key, population, jnp.zeros((), dtype)))
+    loop = iterate(step, until=_done, max_steps=options.max_temperatures, record=lambda population, info: info)
+    population, ((ess, acceptance), _) = loop(loop_key, _weighted(population, jnp.zeros((), dtype)))
     pool = population.context
     positions = with_changes(population, particles=population.particles.state.position, context=None)
     return PersistentResult(

@@ -95,9 +95,10 @@ class Systematic(AbstractScheme):
         cuts = jnp.sort(jnp.clip(jnp.concatenate([jnp.zeros(1, edges.dtype), breaks, upper[None]]), 0, upper))
         middles = (cuts[1:] + cuts[:-1]) / 2
         positions = (middles[:, None] + jnp.arange(count, dtype=edges.dtype)[None, :]) % count
-        lengths = (cuts[1:] - cuts[:-1]) / upper
-        # What is as short as rounding is no piece.
-        return _locate(weights, positions), jnp.where(lengths > 8 * jnp.finfo(lengths.dtype).eps, lengths, 0)
+        lengths = cuts[1:] - cuts[:-1]
+        # The middle of a piece as short as rounding may lie in the interval of another particle.
+        lengths = jnp.where(lengths > 8 * count * jnp.finfo(lengths.dtype).eps, lengths, 0)
+        return _locate(weights, positions), lengths / upper
 
 
 class Stratified(AbstractScheme):

@@ -151,7 +151,8 @@ def sample(
             the run, `error.result` is the flagged `Draws`, so nothing is lost.
     """
     check_call("sample", key, kernel, target, initial_position)
-    _check_counts(num_samples=num_samples, num_warmup=num_warmup, num_chains=num_chains, thin=thin)
+    num_samples, num_chains = whole_number("num_samples", num_samples, 1), whole_number("num_chains", num_chains, 1)
+    num_warmup, thin = whole_number("num_warmup", num_warmup), whole_number("thin", thin, 1)
     check_target_accept(target_accept)
     begun = time.perf_counter()
     fingerprint, folders = None, (None, None)
@@ -210,11 +211,6 @@ def sample(
     if throw:
         check_status(status, what="sample", counts=_counts(run), result=draws)
     return draws
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        whole_number(name, value, 0 if name == "num_warmup" else 1)
 
 
 def _typed(key: PRNGKey) -> PRNGKey:

@@ -38,6 +38,13 @@ class Stage(NamedTuple):
     num_moves: Array
 
 
+class Tempering(NamedTuple):
+    """The context of a tempered population: its stage, and the step size that the next one begins with."""
+
+    stage: Stage
+    step_size: Array
+
+
 def next_temperature(
     weights: Float[Array, " n"],
     log_likelihood: Float[Array, " n"],
@@ -75,9 +82,15 @@ def next_temperature(
 def raised_while(
     enough: Callable[[Float[Array, ""]], Bool[Array, ""]], inverse_temperature: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The largest inverse temperature up to 1 whose distance from the present one is still `enough`.
+    """An inverse temperature at which `enough` turns false, found by a fixed number of halvings.
 
-    By bisection of the logarithm of the distance, with a fixed number of halvings.
+    Args:
+        enough: of the distance from the present inverse temperature; where it is monotone the result is the largest
+            that is enough.
+        inverse_temperature: the present one.
+
+    Returns:
+        1 if that is enough; the smallest step where none is.
     """
     rest = 1 - inverse_temperature
 

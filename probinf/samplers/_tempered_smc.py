@@ -33,16 +33,19 @@ from probinf.core import (
     with_changes,
 )
 from probinf.samplers._factor import as_rows
-from probinf.samplers._moves import (
-    Tempering,
-    adaptive_moves,
-    frozen_moves,
-    waste_free_moves,
-)
+from probinf.samplers._moves import adaptive_moves, frozen_moves, waste_free_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
-from probinf.samplers._stage import Stage, next_temperature, spread_factor
-from probinf.samplers._tempering import Options, Start, check_target, default_kernel, find_options, first_context
+from probinf.samplers._stage import Stage, Tempering, next_temperature, spread_factor
+from probinf.samplers._tempering import (
+    UNFINISHED,
+    Options,
+    Start,
+    check_target,
+    default_kernel,
+    find_options,
+    first_context,
+)
 from probinf.samplers._warmup import check_tunable
 
 
@@ -93,8 +96,7 @@ class SMCResult(eqx.Module):
 
     def check(self) -> "SMCResult":
         """Itself, after raising `InferenceError` for fatal bits or one warning for others."""
-        counts = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
-        check_status(self.status, what="tempered_smc", counts=counts, result=self)
+        check_status(self.status, what="tempered_smc", counts=UNFINISHED, result=self)
         return self
 
 
@@ -145,7 +147,7 @@ def tempered_smc(
     check_target(target)
     if is_concrete(target_ess) and not 0 < float(target_ess) < 1:
         raise ValueError(f"`target_ess` is {target_ess}; needed a number between 0 and 1, such as 0.5")
-    options = find_options(num_particles, num_steps, waste_free, max_temperatures, max_moves)
+    options = find_options(num_particles, num_steps, max_temperatures, max_moves, waste_free=waste_free)
     position = jax.eval_shape(target.draw_prior, key)
     kernel = default_kernel(position) if kernel is None else kernel
     check_tunable("tempered_smc", kernel)

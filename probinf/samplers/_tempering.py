@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 
 from probinf.core import PRNGKey, Target, is_concrete, whole_number
 from probinf.samplers._hmc import hmc
-from probinf.samplers._moves import Tempering
-from probinf.samplers._stage import Stage
+from probinf.samplers._stage import Stage, Tempering
+
+UNFINISHED = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
 
 
 class Options(eqx.Module):
@@ -47,7 +48,7 @@ def default_kernel(position: PyTree) -> Any:
 
 
 def find_options(
-    num_particles: int, num_steps: int | str, waste_free: bool, max_temperatures: int, max_moves: int
+    num_particles: int, num_steps: int | str, max_temperatures: int, max_moves: int, *, waste_free: bool = False
 ) -> Options:
     """The sizes of a run.
 

@@ -69,10 +69,12 @@ class TunableKernel(Kernel, Protocol):
 
 def check_tunable(what: str, kernel: Any) -> None:
     """Raises `TypeError` for what is no `TunableKernel`."""
-    if isinstance(kernel, type) or not isinstance(kernel, TunableKernel):
+    names = ("init", "step", "step_size", "factor", "dense", "default_target_accept", "tuned", "short")
+    missing = [name for name in names if not hasattr(kernel, name)]
+    if isinstance(kernel, type) or missing:
         raise TypeError(
-            f"`kernel` is {kernel!r}, in which `{what}` finds nothing to tune: pass `hmc()`, `random_walk()`, `mala()` "
-            "or another `TunableKernel`"
+            f"`kernel` is {kernel!r}, in which `{what}` finds nothing to tune (no {', '.join(missing) or 'instance'}): "
+            "pass `hmc()`, `random_walk()`, `mala()` or another `TunableKernel`"
         )
 
 

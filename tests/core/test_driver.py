@@ -6,10 +6,7 @@ a chunk that compiles for every count; a signal handler that is not put back; th
 Welford's update without compensation (float32 offset); variance with divisor n.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from probinf.core._driver import run_steps
 from probinf.core._reducers import Moments
 from probinf.core._storage import read_records
 from tests._compilations import COMPILED
+from tests._processes import finish_worker, start_worker
 
 
 class Walk(eqx.Module):
@@ -349,10 +347,5 @@ class TestProgress:
 
 def test_one_two_and_eight_devices_give_the_same_draws():
     worker = Path(__file__).with_name("_driver_mesh_worker.py")
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run([sys.executable, worker], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["same", "kept", "resumed", "no-gather"], done.stdout + done.stderr
+    output, errors = finish_worker(start_worker(worker, flags="--xla_force_host_platform_device_count=8"))
+    assert output.split() == ["same", "kept", "resumed", "no-gather"], output + errors

@@ -1,6 +1,6 @@
 """`path_smc`: data tempering against conjugate posteriors and evidences, a user's path, faults.
 
-Planted bugs that are caught: the first datum counted twice; moves by a law that hardly looks at the data.
+Planted bugs that are caught: the first datum counted twice; moves by a law that hardly looks at the data (slow).
 """
 
 import functools

@@ -20,7 +20,15 @@ from probinf.samplers import ALL_SCHEMES, multinomial, residual, ssp, stratified
 from probinf.samplers._fixed_point import cumulative_offspring, fraction_bits
 from probinf.samplers._resampling import positions_to_ancestors
 
-WEIGHTS = [[0.5, 0.3, 0.2], [0.1, 0.0, 0.9], [1.0, 1.0, 1.0], [0.25, 0.75], [0.7, 0.1, 0.1, 0.1], [0.4, 1.1, 0.2, 0.6]]
+WEIGHTS = [
+    [0.5, 0.3, 0.2],
+    [0.1, 0.0, 0.9],
+    [1.0, 1.0, 1.0],
+    [0.25, 0.75],
+    [0.7, 0.1, 0.1, 0.1],
+    [0.4, 1.1, 0.2, 0.6],
+    [0.01, 0.5, 0.49],
+]
 # A multinomial chi-square with at most 70 cells: one test in 1e6 exceeds this quantile.
 ALPHA = 1e-6
 

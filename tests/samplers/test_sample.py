@@ -8,9 +8,6 @@ error is computed; a bound of 6 standard errors with 64 chains is a false alarm 
 1.1e-7) per comparison.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from probinf.samplers._sample import sample
 from probinf.samplers._warmup import warmup
 from tests._compilations import COMPILED
 from tests._posteriors import half_square, regression
+from tests._processes import finish_worker, start_worker
 
 
 def agrees(draws: np.ndarray, exact: Any) -> None:
@@ -187,14 +185,7 @@ def test_double_precision(x64: None) -> None:
 
 
 def test_draws_are_the_same_on_1_2_and_8_devices() -> None:
-    root = Path(__file__).parents[2]
     # Without fused multiply-adds, which jaxlib 0.12 forms or not by the number of chains on a device.
     flags = "--xla_force_host_platform_device_count=8 --xla_cpu_max_isa=AVX"
-    environment = os.environ | {
-        "XLA_FLAGS": flags,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    worker = Path(__file__).with_name("_sample_mesh_worker.py")
-    done = subprocess.run([sys.executable, str(worker)], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["same", "spread", "refused"], done.stdout + done.stderr
+    output, errors = finish_worker(start_worker(Path(__file__).with_name("_sample_mesh_worker.py"), flags=flags))
+    assert output.split() == ["same", "spread", "refused"], output + errors
