@@ -37,7 +37,8 @@ _TEXT = {
     ),
     Status.POSINF_LOG_WEIGHT: (
         "a log weight or log density was +inf, so no probability is defined. Likely (a) a density with a "
-        "scale of zero, (b) an improper potential: bound it"
+        "scale of zero, (b) an improper potential: bound it, (c) a density that overflows far out in float32, as "
+        "NumPyro's InverseGamma does below 1e-20: use another one, or 64 bits"
     ),
     Status.ALL_WEIGHTS_ZERO: (
         "every particle had weight zero, so the evidence is 0 (or NaN, where a NaN caused it). Likely (a) an "
