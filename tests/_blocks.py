@@ -187,14 +187,17 @@ def _normal_prior(x: jax.Array) -> jax.Array:
     return -0.5 * jnp.sum(x**2)
 
 
+def _skewed_target() -> Any:
+    import probinf as pb
+
+    return pb.Target(_skewed_likelihood, _normal_prior, lambda k: jax.random.normal(k, (2,)))
+
+
 @block
 def samplers_tempered_smc() -> Block:
-    import probinf as pb
     from probinf import samplers
 
-    target = pb.Target(
-        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
-    )
+    target = _skewed_target()
 
     def run(key):
         return samplers.tempered_smc(key, target, num_particles=64, max_temperatures=10, throw=False)
@@ -204,12 +207,9 @@ def samplers_tempered_smc() -> Block:
 
 @block
 def samplers_waste_free_smc() -> Block:
-    import probinf as pb
     from probinf import samplers
 
-    target = pb.Target(
-        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
-    )
+    target = _skewed_target()
 
     def run(key):
         out = samplers.tempered_smc(key, target, num_particles=64, num_steps=3, waste_free=True, throw=False)
@@ -220,12 +220,9 @@ def samplers_waste_free_smc() -> Block:
 
 @block
 def samplers_persistent_smc() -> Block:
-    import probinf as pb
     from probinf import samplers
 
-    target = pb.Target(
-        lambda x: jnp.sum(-jnp.exp(x)), lambda x: -0.5 * jnp.sum(x**2), lambda k: jax.random.normal(k, (2,))
-    )
+    target = _skewed_target()
 
     def run(key):
         return samplers.persistent_smc(key, target, num_particles=32, max_temperatures=6, throw=False)
