@@ -152,7 +152,9 @@ def _checked(num_steps: int, chunk_size: int | None) -> tuple[int, int | None]:
             f"`run_steps` runs in one process, and jax.distributed has {jax.process_count()}: start each run in a "
             "process of its own, or use the devices of one host"
         )
-    return num_steps, None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
+    return num_steps, None if chunk_size is None else whole_number(
+        "chunk_size", chunk_size, 1, "; None lets the driver choose"
+    )
 
 
 def _placed(state: PyTree, mesh: jax.sharding.Mesh | None, others: PyTree) -> tuple[tuple[Any, ...] | None, PyTree]:

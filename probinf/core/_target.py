@@ -20,10 +20,15 @@ def _same(position: Position) -> Position:
     return position
 
 
+def raised(inverse_temperature: Float[Array, "..."], log_likelihood: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Log of the likelihood to a power; 0 at temperature zero, whatever the likelihood is."""
+    return jnp.where(inverse_temperature == 0, 0, inverse_temperature * log_likelihood)
+
+
 def temper(target: "Target", log_prior: Float[Array, ""], log_likelihood: Float[Array, ""]) -> Float[Array, ""]:
     """`log_prior + inverse_temperature * log_likelihood`; at temperature zero a likelihood of zero does not count."""
     beta = target.inverse_temperature.astype(log_likelihood.dtype)
-    return log_prior + jnp.where(beta == 0, 0, beta * log_likelihood)
+    return log_prior + raised(beta, log_likelihood)
 
 
 class Target(eqx.Module):

@@ -89,8 +89,8 @@ def ensemble_kalman_filter(
     layout = layout_of(model)
     if not jnp.issubdtype(layout.state.dtype, jnp.floating):
         raise TypeError(f"the state is of dtype {layout.state.dtype}: an ensemble can only shift floating states")
-    # With fewer the gain is not defined.
-    num_particles = whole_number("num_particles", num_particles, int(np.prod(layout.observation.shape)) + 2)
+    least = int(np.prod(layout.observation.shape)) + 2
+    num_particles = whole_number("num_particles", num_particles, least, ", or the gain is not defined")
     if is_concrete(inflation) and not float(inflation) > 0:
         raise ValueError(f"`inflation` is {inflation}; needed a number > 0, and 1 for none")
     time = jax.ShapeDtypeStruct((), jnp.int32)

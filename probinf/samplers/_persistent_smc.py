@@ -23,7 +23,6 @@ from probinf.core import (
     Population,
     PRNGKey,
     Target,
-    any_bits,
     check_status,
     compiled,
     cond,
@@ -32,13 +31,13 @@ from probinf.core import (
     is_fatal,
     iterate,
     sequence,
-    spawn,
     take,
     unwrap_key,
     weigh,
     with_changes,
 )
 from probinf.core._spawn import absorb
+from probinf.core._target import raised
 from probinf.samplers._factor import as_rows
 from probinf.samplers._moves import adaptive_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
@@ -47,9 +46,9 @@ from probinf.samplers._stage import Stage, Tempering, raised_while, spread_facto
 from probinf.samplers._tempering import (
     UNFINISHED,
     Options,
-    Start,
     check_target,
     default_kernel,
+    draw_start,
     find_options,
     first_context,
 )
@@ -162,17 +161,12 @@ class Pool(NamedTuple):
     tempering: Tempering
 
 
-def _raise(inverse_temperature: Array, log_likelihood: Array) -> Array:
-    """Log of L^lambda; 0 at temperature zero, whatever L is."""
-    return jnp.where(inverse_temperature == 0, 0, inverse_temperature * log_likelihood)
-
-
 def _log_likelihood(population: Population) -> Float[Array, " n"]:
     return population.particles.state.point.log_likelihood.astype(population.log_weights.dtype)
 
 
 def _log_ratio(population: Population, inverse_temperature: Array) -> Float[Array, " n"]:
-    return _raise(inverse_temperature, _log_likelihood(population)) - population.particles.log_mixture
+    return raised(inverse_temperature, _log_likelihood(population)) - population.particles.log_mixture
 
 
 def _weighted(population: Population, inverse_temperature: Array) -> Population:
@@ -252,9 +246,9 @@ class _Grow(eqx.Module):
         )
         temperatures = pool.inverse_temperatures.at[pool.num_made].set(at)
         evidence = pool.log_evidence.at[pool.num_made].set(population.log_evidence)
-        old = jnp.logaddexp(kept.log_mixture, _raise(at, _log_likelihood(population)) - population.log_evidence)
+        old = jnp.logaddexp(kept.log_mixture, raised(at, _log_likelihood(population)) - population.log_evidence)
         log_likelihood = generation.particles.point.log_likelihood.astype(old.dtype)
-        terms = _raise(temperatures[:, None], log_likelihood[None]) - evidence[:, None]
+        terms = raised(temperatures[:, None], log_likelihood[None]) - evidence[:, None]
         made = (jnp.arange(temperatures.shape[0]) <= pool.num_made)[:, None]
         new = jax.nn.logsumexp(jnp.where(made, terms, -jnp.inf), axis=0)
 
@@ -272,9 +266,8 @@ class _Grow(eqx.Module):
         return _weighted(grown, at), rate
 
     def _drawn(self, key: PRNGKey, population: Population) -> tuple[Population, Array]:
-        start = spawn(Start(self.kernel, self.target.at_temperature(0.0)), self.options.num_particles)(key)
-        drawn = with_changes(start, context=population.context.tempering, status=any_bits(start.particles.status))
-        return drawn, jnp.ones_like(population.log_scale)
+        drawn = draw_start(key, self.kernel, self.target, self.options.num_particles)
+        return with_changes(drawn, context=population.context.tempering), jnp.ones_like(population.log_scale)
 
     def _moved(self, key: PRNGKey, population: Population) -> tuple[Population, Array]:
         scheme_key, offset_key, move_key = jax.random.split(key, 3)
@@ -300,7 +293,7 @@ def _sampler(
     """The algorithm: a generation of the prior, and two transformers for each later one."""
     start_key, loop_key = jax.random.split(key)
     bound = options.max_temperatures + 1
-    start = spawn(Start(kernel, target.at_temperature(0.0)), options.num_particles)(start_key)
+    start = draw_start(start_key, kernel, target, options.num_particles)
     dtype = start.log_weights.dtype
     # Room for the generations to come is filled with the first, at weight zero.
     states, eve = jax.tree.map(
@@ -309,7 +302,7 @@ def _sampler(
     tempering = first_context(kernel, as_rows(start.particles.position).shape[1], dtype, options.max_moves)
     pool = Pool(jnp.zeros(bound, dtype), jnp.zeros(bound, dtype), jnp.ones((), jnp.int32), tempering)
     population = fresh_population(Kept(states, jnp.zeros(bound * options.num_particles, dtype)), pool)
-    population = with_changes(population, eve=eve, status=any_bits(start.particles.status))
+    population = with_changes(population, eve=eve, status=start.status)
     step = sequence(_Temper(target_ess, bool(kernel.dense)), _Grow(kernel, target, scheme, options))
     loop = iterate(step, until=_done, max_steps=options.max_temperatures, record=lambda population, info: info)
     population, ((ess, acceptance), _) = loop(loop_key, _weighted(population, jnp.zeros((), dtype)))

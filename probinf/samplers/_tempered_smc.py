@@ -21,7 +21,6 @@ from probinf.core import (
     PRNGKey,
     Target,
     adapt,
-    any_bits,
     check_status,
     compiled,
     is_concrete,
@@ -29,7 +28,6 @@ from probinf.core import (
     resample,
     reweight,
     sequence,
-    spawn,
     with_changes,
 )
 from probinf.samplers._factor import as_rows
@@ -40,9 +38,9 @@ from probinf.samplers._stage import Stage, Tempering, next_temperature, spread_f
 from probinf.samplers._tempering import (
     UNFINISHED,
     Options,
-    Start,
     check_target,
     default_kernel,
+    draw_start,
     find_options,
     first_context,
 )
@@ -235,14 +233,11 @@ def _sampler(
 ) -> SMCResult:
     """The algorithm: a population of the prior, and three transformers for each temperature."""
     start_key, loop_key = jax.random.split(key)
-    prior, dense, frozen = target.at_temperature(0.0), bool(kernel.dense), schedule is not None
-    population = spawn(Start(kernel, prior), options.num_particles)(start_key)
-    rows = as_rows(population.particles.position)
-    population = with_changes(
-        population,
-        context=first_context(kernel, rows.shape[1], population.log_weights.dtype, options.max_moves),
-        status=population.status | any_bits(population.particles.status),
-    )
+    dense, frozen = bool(kernel.dense), schedule is not None
+    population = draw_start(start_key, kernel, target, options.num_particles)
+    dimension = as_rows(population.particles.position).shape[1]
+    context = first_context(kernel, dimension, population.log_weights.dtype, options.max_moves)
+    population = with_changes(population, context=context)
     moves = (
         waste_free_moves(kernel, target, options.max_moves + 1, frozen)
         if options.waste_free

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from probinf.core import PRNGKey, Target, is_concrete, whole_number
+from probinf.core import Population, PRNGKey, Target, any_bits, is_concrete, spawn, whole_number, with_changes
 from probinf.samplers._hmc import hmc
 from probinf.samplers._stage import Stage, Tempering
 
@@ -73,7 +73,7 @@ def find_options(
     return Options(num_particles, max_temperatures, num_steps, num_steps, waste_free)
 
 
-class Start(eqx.Module):
+class _Start(eqx.Module):
     """A draw of the prior as a state of the kernel."""
 
     kernel: Any
@@ -82,6 +82,12 @@ class Start(eqx.Module):
     def __call__(self, key: PRNGKey) -> PyTree:
         draw_key, init_key = jax.random.split(key)
         return self.kernel.init(init_key, self.prior, self.prior.draw_prior(draw_key))
+
+
+def draw_start(key: PRNGKey, kernel: Any, target: Target, num_particles: int) -> Population:
+    """N draws of the prior as states of the kernel; their flags are the population's."""
+    population = spawn(_Start(kernel, target.at_temperature(0.0)), num_particles)(key)
+    return with_changes(population, status=population.status | any_bits(population.particles.status))
 
 
 def first_context(kernel: Any, dimension: int, dtype: Any, max_moves: int) -> Tempering:
