@@ -29,6 +29,7 @@ from probinf.core._kernel import Point as Point
 from probinf.core._kernel import evaluate as evaluate
 from probinf.core._kernel import point_gradient as point_gradient
 from probinf.core._kernel import point_log_density as point_log_density
+from probinf.core._normal import standard_normal as standard_normal
 from probinf.core._particle_keys import draws_with_particle_keys as draws_with_particle_keys
 from probinf.core._particle_keys import map_particles as map_particles
 from probinf.core._particle_keys import particle_keys as particle_keys

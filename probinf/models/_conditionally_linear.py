@@ -18,7 +18,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Distribution
 
-from probinf.core import FeynmanKac, PRNGKey, is_concrete, map_particles, whole_number
+from probinf.core import FeynmanKac, PRNGKey, is_concrete, map_particles, standard_normal, whole_number
 from probinf.models._linear_gaussian import LinearGaussian
 from probinf.models._observations import prepare_observations
 from probinf.models._state_space import abstract_draw, as_pytree, check_arguments, entry_at
@@ -238,7 +238,7 @@ def _simulate(model: ConditionallyLinear, key: PRNGKey, num_steps: int) -> tuple
     def draw(key: PRNGKey, mean: Array, cov: Array) -> Array:
         # Eigenvectors, so that a singular covariance is no special case.
         values, vectors = jnp.linalg.eigh(cov)
-        return mean + vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * jax.random.normal(key, mean.shape, mean.dtype))
+        return mean + vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * standard_normal(key, mean.shape, mean.dtype))
 
     def step(before: tuple[Array, Array] | None, at: tuple[Array, Array]) -> tuple[tuple, tuple]:
         t, key = at

@@ -23,7 +23,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MultivariateNormal, Normal
 
-from probinf.core import map_particles
+from probinf.core import map_particles, standard_normal
 from probinf.core._types import PRNGKey
 from probinf.models._state_space import BootstrapModel, StateSpaceModel, entry_at
 
@@ -127,7 +127,7 @@ class OptimalProposal(eqx.Module):
         def one(key: PRNGKey, *x_prev: Array) -> Array:
             local, state = self._linearise(fk.model, at, *x_prev)
             posterior = _condition(local)
-            noise = jax.random.normal(key, local.prior.mean.shape, state.dtype)
+            noise = standard_normal(key, local.prior.mean.shape, state.dtype)
             white = posterior.mean + posterior.spread(noise)
             return (local.prior.mean + local.prior.color(white)).reshape(state.shape)
 

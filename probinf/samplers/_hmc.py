@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from probinf.core._effects import is_concrete
 from probinf.core._kernel import Point, evaluate, point_gradient
+from probinf.core._normal import standard_normal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._factor import (
@@ -53,12 +54,12 @@ class MomentumLaw(eqx.Module):
         del target
         flat, _ = ravel_pytree(state.point.position)
         if not self.jitter:
-            return Momentum(jax.random.normal(key, flat.shape, flat.dtype), self.num_steps)
+            return Momentum(standard_normal(key, flat.shape, flat.dtype), self.num_steps)
         key_z, key_steps = jax.random.split(key)
         # With no legal count the draw keeps the bad one, which the leapfrog turns into a flagged rejection.
         num_steps = jax.random.randint(key_steps, (), 1, jnp.maximum(self.num_steps, 1) + 1, jnp.int32)
         num_steps = jnp.minimum(num_steps, self.num_steps)
-        return Momentum(jax.random.normal(key_z, flat.shape, flat.dtype), num_steps)
+        return Momentum(standard_normal(key_z, flat.shape, flat.dtype), num_steps)
 
     def log_prob(self, target: Target, state: MHGState, v: Momentum) -> Float[Array, ""]:
         """Log density without constants; the law of the number of steps cancels."""

@@ -38,8 +38,7 @@ from probinf.samplers._moves import adaptive_moves
 from probinf.samplers._particle_filter import find_scheme, population_mean
 from probinf.samplers._scheme import AbstractScheme
 from probinf.samplers._stage import Stage, Tempering, spread_factor
-from probinf.samplers._tempering import default_kernel
-from probinf.samplers._warmup import check_tunable
+from probinf.samplers._tempering import kernel_or_default
 
 
 class AbstractPath(eqx.Module):
@@ -188,8 +187,6 @@ def path_smc(
         raise TypeError(f"`path` is a {type(path).__name__}; needed an `AbstractPath`, such as `DataPath(...)`")
     num_particles = whole_number("num_particles", num_particles, 2)
     max_moves = whole_number("max_moves", max_moves, 2)
-    kernel = default_kernel(jax.eval_shape(path.initial, key)) if kernel is None else kernel
-    check_tunable("path_smc", kernel)
     result = _run(key, path, kernel, find_scheme(resampling), ess_below(ess_threshold), num_particles, max_moves)
     if throw and is_concrete(result.status):
         result.check()
@@ -244,6 +241,7 @@ def _path_sampler(
     max_moves: int,
 ) -> PathResult:
     """The algorithm: a population of the first target, and two transformers for each later one."""
+    kernel = kernel_or_default("path_smc", kernel, path.initial, key)
     start_key, loop_key = jax.random.split(key)
     population = spawn(path.initial, num_particles)(start_key)
     dtype = population.log_weights.dtype

@@ -47,12 +47,11 @@ from probinf.samplers._tempering import (
     UNFINISHED,
     Options,
     check_target,
-    default_kernel,
     draw_start,
     find_options,
     first_context,
+    kernel_or_default,
 )
-from probinf.samplers._warmup import check_tunable
 
 
 class PersistentResult(eqx.Module):
@@ -136,8 +135,6 @@ def persistent_smc(
             f"`target_ess` is {target_ess}; needed at most `max_temperatures`, {options.max_temperatures}: there are "
             "never more particles than that many times N"
         )
-    kernel = default_kernel(jax.eval_shape(target.draw_prior, key)) if kernel is None else kernel
-    check_tunable("persistent_smc", kernel)
     target_ess = jnp.asarray(target_ess, jnp.zeros(()).dtype)
     result = _run(key, target, kernel, find_scheme(resampling), target_ess, options)
     if throw and is_concrete(result.status):
@@ -291,6 +288,7 @@ def _sampler(
     key: PRNGKey, target: Target, kernel: Any, scheme: AbstractScheme, target_ess: Float[Array, ""], options: Options
 ) -> PersistentResult:
     """The algorithm: a generation of the prior, and two transformers for each later one."""
+    kernel = kernel_or_default("persistent_smc", kernel, target.draw_prior, key)
     start_key, loop_key = jax.random.split(key)
     bound = options.max_temperatures + 1
     start = draw_start(start_key, kernel, target, options.num_particles)

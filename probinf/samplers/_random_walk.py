@@ -7,11 +7,11 @@ Gelman, Gilks (1997).
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from probinf.core._normal import standard_normal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._factor import Factor, check_dimension, factor_of, require_positive, times
@@ -25,7 +25,7 @@ class StandardNormal(eqx.Module):
         """One draw; depends on the shape of the position only."""
         del target
         flat, _ = ravel_pytree(state.point.position)
-        return jax.random.normal(key, flat.shape, flat.dtype)
+        return standard_normal(key, flat.shape, flat.dtype)
 
     def log_prob(self, target: Target, state: MHGState, v: Float[Array, " d"]) -> Float[Array, ""]:
         """Log density without the normalising constant."""

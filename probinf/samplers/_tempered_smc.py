@@ -39,12 +39,11 @@ from probinf.samplers._tempering import (
     UNFINISHED,
     Options,
     check_target,
-    default_kernel,
     draw_start,
     find_options,
     first_context,
+    kernel_or_default,
 )
-from probinf.samplers._warmup import check_tunable
 
 
 class Schedule(NamedTuple):
@@ -146,11 +145,8 @@ def tempered_smc(
     if is_concrete(target_ess) and not 0 < float(target_ess) < 1:
         raise ValueError(f"`target_ess` is {target_ess}; needed a number between 0 and 1, such as 0.5")
     options = find_options(num_particles, num_steps, max_temperatures, max_moves, waste_free=waste_free)
-    position = jax.eval_shape(target.draw_prior, key)
-    kernel = default_kernel(position) if kernel is None else kernel
-    check_tunable("tempered_smc", kernel)
-    if schedule is not None:
-        _check_schedule(schedule, options, position, dense=bool(kernel.dense))
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"`schedule` is a {type(schedule).__name__}; needed `result.schedule` of an earlier run")
     dtype = jnp.zeros(()).dtype
     scheme = find_scheme(resampling)
     result = _run(key, target, kernel, scheme, jnp.asarray(target_ess, dtype), schedule, options)
@@ -159,10 +155,7 @@ def tempered_smc(
     return result
 
 
-def _check_schedule(schedule: Schedule, options: Options, position: PyTree, *, dense: bool) -> None:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"`schedule` is a {type(schedule).__name__}; needed `result.schedule` of an earlier run")
-    dimension = sum(leaf.size for leaf in jax.tree.leaves(position))
+def _check_schedule(schedule: Schedule, options: Options, dimension: int, *, dense: bool) -> None:
     square = (dimension, dimension) if dense else (dimension,)
     for name, shape in (("step_sizes", (options.max_moves,)), ("factor", square)):
         found, needed = getattr(schedule.stages, name).shape, (options.max_temperatures, *shape)
@@ -232,10 +225,13 @@ def _sampler(
     options: Options,
 ) -> SMCResult:
     """The algorithm: a population of the prior, and three transformers for each temperature."""
+    kernel = kernel_or_default("tempered_smc", kernel, target.draw_prior, key)
     start_key, loop_key = jax.random.split(key)
     dense, frozen = bool(kernel.dense), schedule is not None
     population = draw_start(start_key, kernel, target, options.num_particles)
     dimension = as_rows(population.particles.position).shape[1]
+    if schedule is not None:
+        _check_schedule(schedule, options, dimension, dense=dense)
     context = first_context(kernel, dimension, population.log_weights.dtype, options.max_moves)
     population = with_changes(population, context=context)
     moves = (

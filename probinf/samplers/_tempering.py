@@ -1,5 +1,6 @@
 r"""What the runs of tempered samplers share: checked arguments, the default kernel, and the start at the prior."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ from jaxtyping import PyTree
 from probinf.core import Population, PRNGKey, Target, any_bits, is_concrete, spawn, whole_number, with_changes
 from probinf.samplers._hmc import hmc
 from probinf.samplers._stage import Stage, Tempering
+from probinf.samplers._warmup import check_tunable
 
 UNFINISHED = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
 
@@ -37,13 +39,21 @@ def check_target(target: Target) -> None:
         )
 
 
-def default_kernel(position: PyTree) -> Any:
-    """HMC whose trajectories are a quarter of the period of a Gaussian in as many dimensions.
+def kernel_or_default(what: str, kernel: Any, draw: Callable[[PRNGKey], PyTree], key: PRNGKey) -> Any:
+    """The kernel, or for None HMC with trajectories of a quarter of the period of a Gaussian.
+
+    Called inside the compiled function, since on the host it takes longer than a small run.
 
     At an acceptance rate of .8 the leapfrog step is about 1.4 d^(-1/4) standard deviations of a Gaussian, so that
     1.1 d^(1/4) steps go a quarter of its period, where a draw is independent of its start.
+
+    Raises:
+        TypeError: the kernel cannot be tuned.
     """
-    dimension = max(sum(leaf.size for leaf in jax.tree.leaves(position)), 1)
+    if kernel is not None:
+        check_tunable(what, kernel)
+        return kernel
+    dimension = max(sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(draw, key))), 1)
     return hmc(1.4 * dimension**-0.25, num_steps=max(round(1.1 * dimension**0.25), 1), jitter=False)
 
 
