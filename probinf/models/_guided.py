@@ -30,7 +30,7 @@ from probinf.models._state_space import (
 
 
 @runtime_checkable
-class Proposal(Protocol):
+class StepProposal(Protocol):
     """How a population is drawn at a time, from states `x_prev` [N, ...] or, where that is None, from nothing.
 
     Law: `draw` has the density `log_density`, and `log_weight` is log f(x | x_prev) g(y | x) less it.
@@ -134,8 +134,8 @@ class AbstractGuided(FeynmanKac):
     batch: ClassVar[bool] = True
 
     prior: BootstrapModel
-    start: Proposal
-    moves: Proposal
+    start: StepProposal
+    moves: StepProposal
 
     @property
     def num_steps(self) -> int:

@@ -40,6 +40,8 @@ from probinf.samplers._resampling import stratified as stratified
 from probinf.samplers._resampling import systematic as systematic
 from probinf.samplers._sample import sample as sample
 from probinf.samplers._scheme import AbstractScheme as AbstractScheme
+from probinf.samplers._stage import Stage as Stage
+from probinf.samplers._tempered_smc import Schedule as Schedule
 from probinf.samplers._tempered_smc import SMCResult as SMCResult
 from probinf.samplers._tempered_smc import tempered_smc as tempered_smc
 from probinf.samplers._two_filter import TwoFilterResult as TwoFilterResult
