@@ -20,7 +20,7 @@ from probinf.core import (
     Population,
     PRNGKey,
     Target,
-    adapt,
+    WeightInfo,
     check_status,
     compiled,
     is_concrete,
@@ -166,44 +166,34 @@ def _check_schedule(schedule: Schedule, options: Options, dimension: int, *, den
             )
 
 
-class _Plan(eqx.Module):
-    """The next stage: its temperature and matrix, chosen from the population or read from the schedule."""
+class _Temper(eqx.Module):
+    """Raises the temperature and tunes the matrix, from the population or as the schedule says, and reweights."""
 
     target_ess: Float[Array, ""]
     schedule: Schedule | None
     dense: bool = eqx.field(static=True)
 
-    def __call__(self, step: Any, population: Population) -> Tempering:
-        context = population.context
+    def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, WeightInfo]:
+        stage, step_size = population.context
+        before = stage.inverse_temperature
         if self.schedule is not None:
-            return Tempering(jax.tree.map(lambda leaf: leaf[step], self.schedule.stages), context.step_size)
-        log_likelihood = population.particles.point.log_likelihood
-        before, weights = context.stage.inverse_temperature, population.weights
-        after = next_temperature(weights, log_likelihood.astype(before.dtype), before, self.target_ess)
-        # The spread at the temperature to come, before resampling makes copies.
-        log_weights = population.log_weights + increment(before, after, log_likelihood)
-        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)  # what `reweight` will flag
-        tempered = with_changes(population, log_weights=log_weights)
-        factor = spread_factor(tempered.weights, as_rows(population.particles.position), dense=self.dense)
-        return Tempering(Stage(after, factor, context.stage.step_sizes, context.stage.num_moves), context.step_size)
+            stage = jax.tree.map(lambda leaf: leaf[step], self.schedule.stages)
+        else:
+            log_likelihood = population.particles.point.log_likelihood.astype(before.dtype)
+            after = next_temperature(population.weights, log_likelihood, before, self.target_ess)
+            stage = stage._replace(inverse_temperature=after)
+        rise = increment(before, stage.inverse_temperature)
+        population, info = reweight(lambda _, state: rise * state.point.log_likelihood)(key, population, step)
+        if self.schedule is None:
+            # The spread at the new temperature, before resampling makes copies.
+            rows = as_rows(population.particles.position)
+            stage = stage._replace(factor=spread_factor(population.weights, rows, dense=self.dense))
+        return with_changes(population, context=Tempering(stage, step_size)), info
 
 
-def increment(before: Float[Array, ""], after: Float[Array, ""], log_likelihood: Float[Array, "..."]) -> Array:
-    """Log weights of a step between two temperatures; NaN likelihoods stay NaN, to be flagged."""
-    return (after - before).astype(log_likelihood.dtype) * log_likelihood
-
-
-class _Temper(eqx.Module):
-    """Plans the stage and reweights to its temperature."""
-
-    plan: _Plan
-
-    def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, Any]:
-        before = population.context.stage.inverse_temperature
-        population, _ = adapt(self.plan)(key, population, step)
-        after = population.context.stage.inverse_temperature
-        raise_to = reweight(lambda _, state: increment(before, after, state.point.log_likelihood))
-        return raise_to(key, population, step)
+def increment(before: Float[Array, ""], after: Float[Array, ""]) -> Float[Array, ""]:
+    """The power of the likelihood by which the weights change between two temperatures."""
+    return after - before
 
 
 def _done(population: Population) -> Bool[Array, ""]:
@@ -241,7 +231,7 @@ def _sampler(
         if frozen
         else adaptive_moves(kernel, target, options.max_moves, options.num_moves)
     )
-    step = sequence(_Temper(_Plan(target_ess, schedule, dense)), resample(scheme), moves)
+    step = sequence(_Temper(target_ess, schedule, dense), resample(scheme), moves)
     loop = iterate(step, until=_done, max_steps=options.max_temperatures, record=_record)
     population, ((stages, ess, acceptance), num_temperatures) = loop(loop_key, population)
     positions = with_changes(population, particles=population.particles.position, context=None)
