@@ -17,7 +17,7 @@ import pytest
 import probinf as pb
 from probinf.core import categorical, fresh_population
 from probinf.samplers import ALL_SCHEMES, random_walk, systematic
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._finite import Finite, exact_evidence, measure, skewed_model
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -38,7 +38,7 @@ def expected_measure(transformer, step=None, population=None):
         pb.choose(key, categorical, jnp.ones((1, 1)))
         return measure(transformer(key, population, step)[0])
 
-    return np.asarray(enumerate_law(run).expectation(lambda value: value))
+    return np.asarray(enumerate_algorithm(run).expectation(lambda value: value))
 
 
 def assert_law(transformer, expected, step=None, population=None):
@@ -60,7 +60,7 @@ def flip(key, step, x):
 
 def test_law_of_spawn():
     def run(sampler):
-        return enumerate_law(lambda key: measure(pb.spawn(sampler, 3)(key))).expectation(lambda m: m)
+        return enumerate_algorithm(lambda key: measure(pb.spawn(sampler, 3)(key))).expectation(lambda m: m)
 
     np.testing.assert_allclose(run(draw_initial), [0.6, 0.4], rtol=1e-12)
     np.testing.assert_allclose(run(skewed_model(1)), [0.6 * 0.9, 0.4 * 0.2], rtol=1e-12)
@@ -236,7 +236,7 @@ def test_evidence_is_unbiased(name, num_particles, num_steps, ess_threshold):
         result = particle_filter(key, model, num_particles=num_particles, resampling=name, ess_threshold=ess_threshold)
         return result.log_evidence
 
-    law = enumerate_law(run)
+    law = enumerate_algorithm(run)
     np.testing.assert_allclose(jnp.sum(law.probabilities), 1, rtol=1e-9)
     np.testing.assert_allclose(law.expectation(jnp.exp), exact_evidence(model), rtol=1e-9)
 
@@ -251,7 +251,7 @@ def test_evidence_bias_is_caught_when_only_the_last_weights_count():
         population, _ = pb.iterate(step, over=jnp.arange(1, 3))(key, population)
         return jnp.exp(population.log_evidence), jnp.mean(jnp.exp(population.log_weights))
 
-    law = enumerate_law(run)
+    law = enumerate_algorithm(run)
     np.testing.assert_allclose(law.expectation(lambda v: v[0]), exact_evidence(model), rtol=1e-9)
     assert abs(law.expectation(lambda v: v[1]) / exact_evidence(model) - 1) > 1e-3
 
@@ -277,7 +277,7 @@ def conditional_smc_error(scheme, num_particles):
             both = jnp.stack([first, population.particles])
             return pb.trace_back(keys[2], population.log_weights, both, resampling.ancestors[None])[:, 0]
 
-        return enumerate_law(run).expectation(lambda p: jnp.all(p[None] == paths, axis=1))
+        return enumerate_algorithm(run).expectation(lambda p: jnp.all(p[None] == paths, axis=1))
 
     matrix = np.asarray(jax.vmap(row)(jnp.asarray(paths)))
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-9)

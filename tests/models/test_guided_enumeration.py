@@ -15,7 +15,7 @@ import pytest
 import probinf as pb
 from probinf.core import categorical
 from probinf.samplers import ALL_SCHEMES, particle_filter
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._finite import Finite, exact_evidence, skewed_model
 
 
@@ -68,7 +68,7 @@ def expected_evidence(fk, num_particles, name, ess_threshold):
         )
         return jnp.exp(out.log_evidence)
 
-    return float(enumerate_law(run).expectation(lambda z: z))
+    return float(enumerate_algorithm(run).expectation(lambda z: z))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import probinf as pb
 from probinf import models
 from probinf.samplers import _backward_kernels, backward_sample, particle_filter
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._compilations import COMPILED
 from tests._finite import Ahead, Finite, Swapped, as_kind, skewed_model, tables
 from tests._walks import LOG_BOUND, HostWalk, Walk, linear_gaussian, walk
@@ -49,7 +49,7 @@ def expected_measure(model, num_particles, spoil=lambda out: out, num_paths=1, e
         code = jnp.sum(paths * 2 ** jnp.arange(num_steps - 1, -1, -1, dtype=jnp.int32)[:, None], axis=0)
         return z * jnp.mean(code[:, None] == jnp.arange(2**num_steps)[None], axis=0, dtype=z.dtype)
 
-    return np.asarray(enumerate_law(run).expectation(mass)).reshape([2] * num_steps)
+    return np.asarray(enumerate_algorithm(run).expectation(mass)).reshape([2] * num_steps)
 
 
 @pytest.mark.usefixtures("x64")

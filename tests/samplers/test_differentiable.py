@@ -14,7 +14,7 @@ import pytest
 import probinf as pb
 from probinf import models, samplers
 from probinf.core import categorical
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 
 
 class Coins(pb.FeynmanKac):
@@ -67,7 +67,7 @@ def test_expected_gradient_is_the_gradient_of_the_evidence(x64, scheme, differen
 
         return jax.grad(evidence)(jnp.asarray(0.7))
 
-    found = float(enumerate_law(gradient).expectation(lambda value: value))
+    found = float(enumerate_algorithm(gradient).expectation(lambda value: value))
     exact = float(jax.grad(exact_evidence)(jnp.asarray(0.7)))
     assert (abs(found - exact) < 1e-9) == differentiable, (found, exact)
 

@@ -15,7 +15,7 @@ import pytest
 import probinf as pb
 from probinf import models
 from probinf.samplers import FixedLag, fixed_lag, fixed_lag_means, particle_filter
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._finite import Ahead, as_kind, skewed_model, tables
 from tests._walks import Walk, linear_gaussian, walk
 
@@ -45,7 +45,7 @@ def expected_windows(model, num_particles, lag, gather=True):
         weights = jnp.exp(p.log_scale + p.log_weights) / num_particles
         return jnp.zeros(2 ** (lag + 1), weights.dtype).at[code].add(weights)
 
-    return np.asarray(enumerate_law(run).expectation(mass)).reshape([2] * (lag + 1))
+    return np.asarray(enumerate_algorithm(run).expectation(mass)).reshape([2] * (lag + 1))
 
 
 class Stuck(FixedLag):

@@ -14,7 +14,7 @@ import pytest
 import probinf as pb
 from probinf import models
 from probinf.samplers import _paris, paris
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._finite import Ahead, Finite, Swapped, as_kind, skewed_model, tables
 from tests._walks import LOG_BOUND, HostWalk, Walk, linear_gaussian, walk
 
@@ -45,7 +45,7 @@ def expected_sum(model, num_particles, **options):
         out = paris(key, model, additive, num_particles=num_particles, **options)
         return jnp.exp(out.log_evidence) * out.estimate[-1]
 
-    return float(enumerate_law(run).expectation(lambda value: value))
+    return float(enumerate_algorithm(run).expectation(lambda value: value))
 
 
 @pytest.mark.usefixtures("x64")

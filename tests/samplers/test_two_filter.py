@@ -17,7 +17,7 @@ import pytest
 import probinf as pb
 from probinf import models
 from probinf.samplers import particle_filter, two_filter_smoother
-from probinf.validity import enumerate_law
+from probinf.validity import enumerate_algorithm
 from tests._finite import Finite, as_kind, skewed_model, tables
 from tests._walks import linear_gaussian
 
@@ -73,7 +73,7 @@ def expected_marginals(model, num_particles, spoil=lambda out: out, gamma=GAMMA,
         states = jax.nn.one_hot(runs[0].history.particles, 2, dtype=weights.dtype)
         return jnp.exp(out.log_evidence)[:, None] * jnp.sum(weights[..., None] * states, axis=1)
 
-    return np.asarray(enumerate_law(run).expectation(lambda value: value))
+    return np.asarray(enumerate_algorithm(run).expectation(lambda value: value))
 
 
 @pytest.mark.usefixtures("x64")

@@ -16,7 +16,7 @@ import pytest
 import probinf as pb
 from probinf.core._choices import categorical
 from probinf.core._effects import choose, cond, enumerating, map_items, repeat, scan
-from probinf.validity import Law, enumerate_law
+from probinf.validity import Law, enumerate_algorithm
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -38,7 +38,7 @@ def table(law, num_choices):
 
 
 def assert_law(algorithm, expected):
-    law = enumerate_law(algorithm)
+    law = enumerate_algorithm(algorithm)
     np.testing.assert_allclose(np.sum(law.probabilities), 1, rtol=1e-12)
     assert np.all(np.asarray(law.probabilities) >= 0)
     found = table(law, len(next(iter(expected))))
@@ -97,7 +97,7 @@ def test_outcomes_are_trees_and_expectations_are_exact():
         pair = dependent(key)
         return {"pair": pair, "sum": jnp.sum(pair).astype(jnp.float64)}
 
-    law = enumerate_law(run)
+    law = enumerate_algorithm(run)
     assert isinstance(law, Law)
     assert law.outcomes["pair"].shape == (4, 2)
     np.testing.assert_allclose(
@@ -113,8 +113,8 @@ def test_outcomes_are_trees_and_expectations_are_exact():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16, 1000])
 def test_batches_change_nothing(batch_size):
-    expected = enumerate_law(dependent)
-    law = enumerate_law(dependent, batch_size=batch_size)
+    expected = enumerate_algorithm(dependent)
+    law = enumerate_algorithm(dependent, batch_size=batch_size)
     np.testing.assert_array_equal(law.outcomes, expected.outcomes)
     np.testing.assert_array_equal(law.probabilities, expected.probabilities)
 
@@ -206,16 +206,16 @@ def test_too_many_scripts_are_refused():
     def many(key):
         return jnp.stack([flip(k, COIN) for k in jax.random.split(key, 5)])
 
-    assert enumerate_law(many, max_outcomes=32).probabilities.shape == (32,)
+    assert enumerate_algorithm(many, max_outcomes=32).probabilities.shape == (32,)
     with pytest.raises(ValueError, match=r"has 32 scripts \(\[2, 2, 2, 2, 2\]\); `max_outcomes` is 31"):
-        enumerate_law(many, max_outcomes=31)
+        enumerate_algorithm(many, max_outcomes=31)
     with pytest.raises(ValueError, match="1099511627776 scripts"):  # found before a list of them is made
-        enumerate_law(lambda key: jnp.stack([flip(k, COIN) for k in jax.random.split(key, 40)]))
+        enumerate_algorithm(lambda key: jnp.stack([flip(k, COIN) for k in jax.random.split(key, 40)]))
 
 
 def test_no_choice_is_refused():
     with pytest.raises(ValueError, match="no choice"):
-        enumerate_law(lambda key: jax.random.normal(key))
+        enumerate_algorithm(lambda key: jax.random.normal(key))
 
 
 def half_defined(key):
@@ -225,7 +225,7 @@ def half_defined(key):
 
 
 def test_nan_of_probability_zero_is_not_looked_at():
-    law = enumerate_law(half_defined)
+    law = enumerate_algorithm(half_defined)
     assert np.isnan(law.outcomes[1])
     np.testing.assert_allclose(law.expectation(lambda x: x), 3.5, rtol=1e-12)
     np.testing.assert_allclose(law.expectation(lambda x: jnp.stack([x, 1 / (x - x)])[:1]), [3.5], rtol=1e-12)
@@ -234,7 +234,7 @@ def test_nan_of_probability_zero_is_not_looked_at():
 
 
 def test_nan_of_positive_probability_is_seen():
-    law = enumerate_law(lambda key: jnp.array([2.0, jnp.nan])[flip(key, COIN)])
+    law = enumerate_algorithm(lambda key: jnp.array([2.0, jnp.nan])[flip(key, COIN)])
     assert np.isnan(law.expectation(lambda x: x))
 
 
@@ -244,7 +244,7 @@ def test_the_enumerator_is_put_away_after_an_error():
         raise RuntimeError("in the algorithm")
 
     with pytest.raises(RuntimeError, match="in the algorithm"):
-        enumerate_law(fails)
+        enumerate_algorithm(fails)
     drawn = jax.vmap(lambda k: flip(k, COIN))(jax.random.split(jax.random.key(0), 100))
     assert set(np.asarray(drawn).tolist()) == {0, 1}
 
@@ -253,7 +253,7 @@ def test_the_enumerator_is_put_away_after_an_error():
 def test_draws_follow_the_enumerated_law(key):
     # 40,000 draws, 16 cells, each within 6 standard errors: false alarm 3e-8; a cell off by 0.03 is not missed.
     n = 40_000
-    law = table(enumerate_law(by_scan), 4)
+    law = table(enumerate_algorithm(by_scan), 4)
     paths = np.asarray(jax.jit(jax.vmap(by_scan))(jax.random.split(key, n)))
     cells = np.asarray(list(law))
     shares = (paths[:, None, :] == cells[None]).all(-1).mean(0)
