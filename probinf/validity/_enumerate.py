@@ -58,7 +58,9 @@ class _Script:
         return jax.tree.map(lambda leaf: leaf[index], outcomes)
 
 
-def enumerate_algorithm(algorithm: Callable[[Any], PyTree], *, max_outcomes: int = 2_000_000, batch_size: int = 65536) -> Law:
+def enumerate_algorithm(
+    algorithm: Callable[[Any], PyTree], *, max_outcomes: int = 2_000_000, batch_size: int = 65536
+) -> Law:
     """The exact law of `algorithm(key)`.
 
     The random choices of the algorithm must all go through `choose`, in an order that does not depend on their

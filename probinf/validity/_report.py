@@ -1,6 +1,7 @@
 """`Report`: what the checks of this room found, as one table with the chance of a false alarm."""
 
 import io
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ class Check(NamedTuple):
         return bool(self.found <= self.bound)
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True)
+class Report:
     """The result of a check; `print` it for the table, add two for one of both.
 
     Attributes:
