@@ -142,13 +142,14 @@ class HMC(eqx.Module):
             TypeError: a leaf of `position` is not a floating-point array.
         """
         require_floating("HMC", position)
-        return self._mhg().init(key, target, position)
+        return self.as_mhg().init(key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:
         """One transition."""
-        return self._mhg().step(key, target, state)
+        return self.as_mhg().step(key, target, state)
 
-    def _mhg(self) -> MHG:
+    def as_mhg(self) -> MHG:
+        """The `mhg` kernel that it is."""
         law, involution = MomentumLaw(self.num_steps, self.jitter), Leapfrog(self.step_size, self.factor)
         return MHG(law, involution, check=self.check, gradient=True, max_energy_error=1000.0)
 

@@ -91,6 +91,27 @@ class Involution(Protocol):
         ...
 
 
+@runtime_checkable
+class PaddedInvolution(Involution, Protocol):
+    r"""An involution of padded arrays, in which only some coordinates are part of the state.
+
+    Law: the derivative of the map over the coordinates active at (x, v) and at (x', v') is square, and `log_det` is
+    that of this block. The derivative of the padded whole is singular.
+    """
+
+    def active(self, state: MHGState, v: Any) -> Any:
+        """A pytree like `(position, v)` of masks, each of its leaf's shape; those of discrete leaves do not count."""
+        ...
+
+    def contains(self, position: Position) -> Bool[Array, ""]:
+        """Whether the position is one of the state space; its model index may be outside the table."""
+        ...
+
+    def canonical(self, position: Position) -> Position:
+        """The position with zeros in its padding, so that equal states have equal bits."""
+        ...
+
+
 def require_floating(kernel: str, position: Position) -> None:
     """Raises `TypeError`, with the name of the kernel, unless all leaves of the position are floating-point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(position):
@@ -107,7 +128,7 @@ def relocate(target: Target, state: MHGState, position: Position) -> MHGState:
     return MHGState(point, state.status)
 
 
-class _Accept(eqx.Module):
+class Accept(eqx.Module):
     """The Bernoulli choice with probability min(1, exp(log_ratio)); zero only where the ratio is zero."""
 
     def sample(self, key: PRNGKey, log_ratio: Float[Array, ""]) -> Bool[Array, ""]:
@@ -136,13 +157,20 @@ class MHG(eqx.Module):
     gradient: bool = eqx.field(static=True, default=False)
     max_energy_error: float = eqx.field(static=True, default=float("inf"))
 
+    def as_mhg(self) -> "MHG":
+        """Itself; kernels built on `mhg` have this method too, by which `validity` checks their parts."""
+        return self
+
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
         """The state at `position`; flags `NONFINITE_INIT` where density or gradient is not finite there."""
         del key
         position = jax.tree.map(jnp.asarray, position)
+        outside = jnp.asarray(False)
+        if isinstance(self.involution, PaddedInvolution):
+            position, outside = self.involution.canonical(position), ~self.involution.contains(position)
         point = evaluate(target, position, gradient=self.gradient)
         log_density = point_log_density(target, point)
-        finite = jnp.isfinite(log_density)
+        finite = jnp.isfinite(log_density) & ~outside
         if self.gradient:
             finite &= jnp.all(jnp.isfinite(ravel_pytree(point_gradient(target, point))[0]))
         status = flag(Status.NONFINITE_INIT, ~finite) | flag(Status.POSINF_LOG_WEIGHT, log_density == jnp.inf)
@@ -172,6 +200,8 @@ class MHG(eqx.Module):
         divergent = invalid | (-log_ratio > self.max_energy_error)
         bits = flag(Status.DIVERGENT, divergent) | flag(Status.NAN_LOG_WEIGHT, jnp.isnan(before))
         bits |= flag(Status.POSINF_LOG_WEIGHT, (after == jnp.inf) | (numerator == jnp.inf))
+        if isinstance(self.involution, PaddedInvolution):
+            bits |= flag(Status.BAD_INVOLUTION, _leaves_state_space(self.involution, state, v, proposal, v_back))
         if self.check:
             bad = _is_bad_involution(self.involution, target, state, v, (proposal, v_back, log_det))
             bits |= flag(Status.BAD_INVOLUTION, bad & jnp.isfinite(numerator) & ~divergent)
@@ -179,7 +209,7 @@ class MHG(eqx.Module):
         frozen = is_fatal(state.status)
         bits = jnp.where(frozen, jnp.zeros_like(bits), bits)
         log_ratio = jnp.where(frozen | is_fatal(bits), -jnp.inf, log_ratio)
-        accepted = choose(key_accept, _Accept(), log_ratio)
+        accepted = choose(key_accept, Accept(), log_ratio)
         point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal.point, state.point)
         info = MHGInfo(
             acceptance_rate=jnp.exp(jnp.minimum(log_ratio, 0)),
@@ -212,7 +242,8 @@ def mhg(
         involution: `(target, state, v) -> (state', v', log_det)`; `log_det` may be None (see `Involution`).
         check: verifies at each proposal that the involution inverts itself, that its two log-determinants cancel,
             and, where all of (x, v) is continuous, that `log_det` is that of automatic differentiation, each to the
-            square root of the rounding unit; `BAD_INVOLUTION` (fatal) if not. For debugging: costs d derivatives.
+            square root of the rounding unit; `BAD_INVOLUTION` (fatal) if not. For debugging: costs d derivatives. A
+            `PaddedInvolution` is compared on its active coordinates, whether or not there are discrete ones.
         gradient: whether states carry gradients for the involution.
         max_energy_error: a proposal whose log ratio is below minus this bound counts as divergent.
 
@@ -229,24 +260,56 @@ def mhg(
     return MHG(auxiliary, involution, check, gradient, max_energy_error)
 
 
+def _active(involution: PaddedInvolution, state: MHGState, v: Any) -> Bool[Array, " n"]:
+    """The masks of the continuous coordinates of (x, v), in the order of `ravel_pytree`."""
+    pairs = zip(
+        jax.tree.leaves((state.point.position, v)), jax.tree.leaves(involution.active(state, v)), strict=True
+    )
+    masks = [jnp.ravel(mask) for leaf, mask in pairs if eqx.is_inexact_array(leaf)]
+    return jnp.concatenate([jnp.zeros(0, bool), *masks])
+
+
+def _leaves_state_space(
+    involution: PaddedInvolution, state: MHGState, v: Any, proposal: MHGState, v_back: Any
+) -> Bool[Array, ""]:
+    """Whether the map starts or ends outside the table of models, or changes the number of active coordinates."""
+    before, after = jnp.sum(_active(involution, state, v)), jnp.sum(_active(involution, proposal, v_back))
+    contained = involution.contains(state.point.position) & involution.contains(proposal.point.position)
+    return (before != after) | ~contained
+
+
 def _autodiff_log_det(involution: Involution, target: Target, state: MHGState, v: Any) -> Float[Array, ""]:
-    """Log absolute determinant of the involution's derivative over the continuous coordinates."""
+    """Log absolute determinant of the involution's derivative over the (active) continuous coordinates."""
     moving, fixed = eqx.partition((state.point.position, v), eqx.is_inexact_array)
     flat, unravel = ravel_pytree(moving)
+    if flat.size == 0:
+        return jnp.zeros_like(state.point.log_prior)
 
-    def mapped(coordinates: Float[Array, " n"]) -> Float[Array, " m"]:
+    def mapped(coordinates: Float[Array, " n"]) -> tuple[Float[Array, " m"], Any]:
         position, v_in = eqx.combine(unravel(coordinates), fixed)
         # Evaluated afresh, since cached gradients depend on the position too.
         new, v_out, _ = involution(target, relocate(target, state, position), v_in)
-        return ravel_pytree(eqx.filter((new.point.position, v_out), eqx.is_inexact_array))[0]
+        return ravel_pytree(eqx.filter((new.point.position, v_out), eqx.is_inexact_array))[0], (new, v_out)
 
-    jacobian = jax.jacfwd(mapped)(flat)
+    jacobian, (new, v_out) = jax.jacfwd(mapped, has_aux=True)(flat)
     if jacobian.shape[0] != jacobian.shape[1]:
         raise ValueError(
             f"the involution maps {jacobian.shape[1]} continuous coordinates of (x, v) to {jacobian.shape[0]}: they "
             "must be as many, or no inverse exists"
         )
+    if isinstance(involution, PaddedInvolution):
+        jacobian = _block(jacobian, _active(involution, new, v_out), _active(involution, state, v))
     return jnp.linalg.slogdet(jacobian)[1]
+
+
+def _block(
+    matrix: Float[Array, "n n"], rows: Bool[Array, " n"], columns: Bool[Array, " n"]
+) -> Float[Array, "n n"]:
+    """The block of some rows and columns, moved to the front, and ones on the rest of the diagonal."""
+    front = matrix[jnp.argsort(~rows, stable=True)][:, jnp.argsort(~columns, stable=True)]
+    index = jnp.arange(matrix.shape[0])
+    within = (index < jnp.sum(rows))[:, None] & (index < jnp.sum(columns))[None, :]
+    return jnp.where(within, front, jnp.eye(matrix.shape[0], dtype=matrix.dtype))
 
 
 def _is_bad_involution(
@@ -255,13 +318,27 @@ def _is_bad_involution(
     """Whether f(f(x, v)) != (x, v), or the Jacobians do not cancel or differ from the derivative."""
     proposal, v_back, log_det = image
     again, v_again, log_det_back = involution(target, proposal, v_back)
+    padded = isinstance(involution, PaddedInvolution)
     continuous = all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves((state.point.position, v)))
-    bad = _differs((state.point.position, v), (again.point.position, v_again))
+    start, end = (state.point.position, v), (again.point.position, v_again)
+    if padded:
+        start, end = _without_padding(involution, state, v), _without_padding(involution, again, v_again)
+    bad = _differs(start, end)
+    if log_det_back is None and padded:
+        log_det_back = _autodiff_log_det(involution, target, proposal, v_back)
     if log_det_back is not None:
         bad |= _differs(-log_det, log_det_back)
-    if continuous:
+    if continuous or padded:
         bad |= _differs(log_det, _autodiff_log_det(involution, target, state, v))
     return bad
+
+
+def _without_padding(involution: PaddedInvolution, state: MHGState, v: Any) -> Any:
+    masked = jax.tree.map(
+        lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros_like(leaf)), (state.point.position, v),
+        involution.active(state, v),
+    )
+    return masked
 
 
 def _differs(expected: Any, found: Any) -> Bool[Array, ""]:

@@ -90,13 +90,14 @@ class RandomWalk(eqx.Module):
             TypeError: a leaf of `position` is not a floating-point array: rounded steps would bias the draws.
         """
         require_floating("a random walk", position)
-        return self._mhg().init(key, target, position)
+        return self.as_mhg().init(key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:
         """One transition."""
-        return self._mhg().step(key, target, state)
+        return self.as_mhg().step(key, target, state)
 
-    def _mhg(self) -> MHG:
+    def as_mhg(self) -> MHG:
+        """The `mhg` kernel that it is."""
         return MHG(StandardNormal(), Shift(self.scale, self.factor), check=self.check)
 
 

@@ -300,7 +300,7 @@ def test_arguments_are_checked() -> None:
 
 
 def test_accept_law_agrees_with_its_sampler(key: Any) -> None:
-    accept = _mhg._Accept()
+    accept = _mhg.Accept()
     for ratio in (-jnp.inf, -0.7, 0.0, 2.0, jnp.inf):
         outcomes, probabilities = accept.law(jnp.asarray(ratio))
         key, key_one = jax.random.split(key)

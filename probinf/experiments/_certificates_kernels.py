@@ -1,0 +1,143 @@
+"""Certificates of Markov kernels."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from probinf import samplers, validity
+from probinf.core import Kernel, Target, categorical, choose, standard_normal
+from probinf.validity import Report
+
+CHAINS = 20_000
+
+
+class _Scaling(eqx.Module):
+    """(x, v) -> (x e^v, -v) in every coordinate, of log-determinant d v."""
+
+    def __call__(self, target: Target, state: Any, v: Array) -> tuple[Any, Array, Array]:
+        moved = samplers.relocate(target, state, state.position * jnp.exp(v))
+        return moved, -v, state.position.size * v
+
+
+class _Spread(eqx.Module):
+    """v ~ N(0, .7^2)."""
+
+    def sample(self, key: Array, target: Target, state: Any) -> Float[Array, ""]:
+        del target
+        return 0.7 * standard_normal(key, (), state.position.dtype)
+
+    def log_prob(self, target: Target, state: Any, v: Array) -> Float[Array, ""]:
+        del target, state
+        return -0.5 * (v / 0.7) ** 2
+
+
+class _Leaning(eqx.Module):
+    """Proposes a state by a row of a matrix that is not symmetric; v is the proposed state."""
+
+    matrix: Float[Array, "s s"]
+
+    def sample(self, key: Array, target: Target, state: Any) -> Int[Array, ""]:
+        del target
+        return choose(key, categorical, self.matrix[state.position][None])[0]
+
+    def log_prob(self, target: Target, state: Any, v: Array) -> Float[Array, ""]:
+        del target
+        return jnp.log(self.matrix[state.position, v])
+
+
+class _Swap(eqx.Module):
+    """(x, v) -> (v, x)."""
+
+    def __call__(self, target: Target, state: Any, v: Array) -> tuple[Any, Array, Array]:
+        return samplers.relocate(target, state, v), state.position, jnp.zeros(())
+
+
+class _Table(eqx.Module):
+    """Log weights of the states."""
+
+    logs: Float[Array, " s"]
+
+    def __call__(self, state: Array) -> Float[Array, ""]:
+        return self.logs[state]
+
+
+def finite_target() -> Target:
+    """Prior and likelihood on four states; one has probability zero."""
+    prior, likelihood = jnp.array([0.4, 0.3, 0.2, 0.1]), jnp.array([0.5, 1.7, 0.0, 3.0])
+    return Target(_Table(jnp.log(likelihood)), _Table(jnp.log(prior)))
+
+
+def finite_kernel() -> Kernel:
+    """Metropolis-Hastings on four states with proposals that lean to one side."""
+    matrix = jnp.array([[0.1, 0.6, 0.2, 0.1], [0.2, 0.1, 0.3, 0.4], [0.3, 0.3, 0.1, 0.3], [0.5, 0.2, 0.2, 0.1]])
+    return samplers.mhg(_Leaning(matrix), _Swap())
+
+
+def _on_finite_states() -> Report:
+    kernel, states = finite_kernel(), jnp.arange(4, dtype=jnp.int32)
+    whole = validity.invariance(kernel, finite_target(), states, reversible=True, subject="posterior")
+    return whole + validity.invariance(kernel, finite_target().at_temperature(0.3), states, subject="temperature .3")
+
+
+def _half(x: Float[Array, " 1"]) -> Float[Array, ""]:
+    """Gamma of shape two, and NaN below zero."""
+    return jnp.sum(jnp.log(x) - x)
+
+
+def _draw_half(key: Array) -> Float[Array, " 1"]:
+    return jnp.sum(jax.random.exponential(key, (2,)), keepdims=True)
+
+
+def _beyond_a_boundary() -> Report:
+    return validity.stationarity(
+        jax.random.key(3),
+        samplers.random_walk(1.5),
+        Target(_half),
+        _draw_half,
+        num_chains=CHAINS,
+        subject="NaN below 0",
+    )
+
+
+def _tempered() -> Report:
+    """Of a target whose prior is drawn exactly, at temperature zero."""
+    exact = validity.TARGETS["skewed"]
+
+    def prior(x: Float[Array, " 2"]) -> Float[Array, ""]:
+        return -0.5 * jnp.sum(x * x)
+
+    def draw(key: Array) -> Float[Array, " 2"]:
+        return standard_normal(key, (2,), jnp.result_type(float))
+
+    target = Target(exact.target.log_likelihood, prior, draw)
+    return validity.check(samplers.hmc(0.6, 3), target, num_chains=CHAINS)
+
+
+def _checked(make: Callable[[], Kernel]) -> Callable[[], Report]:
+    return lambda: validity.check(make(), num_chains=CHAINS)
+
+
+def _matrix() -> Float[Array, "2 2"]:
+    return jnp.array([[1.0, 0.3], [0.3, 0.6]])
+
+
+def _dense() -> Report:
+    exact = validity.TARGETS["skewed"]
+    kernel = samplers.hmc(0.5, 3, inverse_mass_matrix=_matrix())
+    return validity.check(kernel, exact.target, exact.draw, num_chains=CHAINS)
+
+
+KERNELS: Mapping[str, Callable[[], Report]] = {
+    "random_walk": _checked(lambda: samplers.random_walk(1.0)),
+    "hmc": _checked(lambda: samplers.hmc(0.5, 3)),
+    "hmc, full matrix": _dense,
+    "mala": _checked(lambda: samplers.mala(0.8)),
+    "mhg, scaling": _checked(lambda: samplers.mhg(_Spread(), _Scaling())),
+    "mhg, finite": _on_finite_states,
+    "mhg, boundary": _beyond_a_boundary,
+    "tempered target": _tempered,
+}

@@ -1,0 +1,153 @@
+r"""Balance at a point: the laws of a Metropolis-Hastings-Green kernel, each without Monte Carlo error.
+
+At a draw (x, v) with $(x', v') = \Phi(x, v)$ it must hold that $\Phi(x', v') = (x, v)$, that the stated
+$\log|\det\partial\Phi|$ is the derivative's, and, with the acceptance probability $\alpha$ that the kernel itself
+reports,
+
+$$\pi(x)\,q(v \mid x)\,\alpha(x, v) = \pi(x')\,q(v' \mid x')\,\alpha(x', v')\,|\det\partial\Phi(x, v)|$$
+
+(Tierney 1998). What the states cache must be what the target says at their position.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from probinf.core import PRNGKey, Target
+from probinf.validity._report import Check, Report
+
+LAWS = ("involution", "Jacobian", "balance", "fresh caches")
+
+
+@runtime_checkable
+class Involutive(Protocol):
+    """A kernel that says which auxiliary variable and which involution it is made of."""
+
+    def as_mhg(self) -> Any:
+        """The `mhg` kernel that it is, with fields `auxiliary` and `involution`."""
+        ...
+
+
+class _Given(eqx.Module):
+    """The auxiliary law, drawn at one value."""
+
+    law: Any
+    v: Any
+
+    def sample(self, key: PRNGKey, target: Target, state: PyTree) -> PyTree:
+        del key, target, state
+        return self.v
+
+    def log_prob(self, target: Target, state: PyTree, v: PyTree) -> Array:
+        return self.law.log_prob(target, state, v)
+
+
+class _Errors(NamedTuple):
+    involution: Array
+    jacobian: Array
+    balance: Array
+    caches: Array
+    usable: Array
+
+
+def balance(
+    key: PRNGKey,
+    kernel: Involutive,
+    target: Target,
+    draw: Callable[[PRNGKey], PyTree],
+    *,
+    num_points: int = 256,
+    subject: str = "",
+) -> Report:
+    """Whether an involutive kernel is in balance at random points.
+
+    Args:
+        key: PRNG key.
+        kernel: has `as_mhg()`, as all kernels made by `mhg` have.
+        target: its target.
+        draw: key -> position, from any law that covers the target.
+        num_points: how many points.
+        subject: a name for the table.
+
+    Returns:
+        A `Report` with a false-alarm rate of zero: the bounds are the square root of the rounding unit.
+
+    Raises:
+        TypeError: the kernel has no `as_mhg`.
+    """
+    if not isinstance(kernel, Involutive):
+        raise TypeError(f"`kernel` is a {type(kernel).__name__} without `as_mhg()`; needed one made by `mhg`")
+    errors = _errors(kernel.as_mhg(), target, draw, jax.random.split(key, num_points))
+    usable = np.asarray(errors.usable)
+    name = subject or type(kernel).__name__
+    bound = float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps))
+    checks = [
+        Check("points", f"{name}: share not usable", float(1 - usable.mean()), 0.9, 0.0, "a kernel that never moves")
+    ]
+    for law, values in zip(LAWS, errors[:4], strict=True):
+        seen = np.asarray(values, float)[usable]
+        found = float(np.max(seen)) if len(seen) else float("nan")
+        checks.append(Check(law, f"{name}: {len(seen)} points", found, bound, 0.0, f"{bound:.1g}"))
+    return Report(tuple(checks), name)
+
+
+@eqx.filter_jit
+def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
+    def at(key: PRNGKey) -> _Errors:
+        draw_key, init_key, v_key, step_key = jax.random.split(key, 4)
+        state = mhg.init(init_key, target, draw(draw_key))
+        v = mhg.auxiliary.sample(v_key, target, state)
+        there, v_there, log_det = mhg.involution(target, state, v)
+        fresh = mhg.init(init_key, target, there.position)
+        back, v_back, _ = mhg.involution(target, fresh, v_there)
+        derivative = _log_det(mhg, target, state.position, v)
+
+        def flow(state: PyTree, v: PyTree) -> tuple[Array, Array]:
+            given = eqx.tree_at(lambda kernel: kernel.auxiliary, mhg, _Given(mhg.auxiliary, v))
+            _, info = given.step(step_key, target, state)
+            log_rate = jnp.log(info.acceptance_rate)
+            return target.log_density(state.position) + mhg.auxiliary.log_prob(target, state, v) + log_rate, log_rate
+
+        (out, rate_out), (home, rate_home) = flow(state, v), flow(fresh, v_there)
+        given = derivative if log_det is None else log_det
+        smallest = jnp.log(jnp.finfo(out.dtype).tiny) / 2
+        usable = jnp.isfinite(out) & jnp.isfinite(home) & (rate_out > smallest) & (rate_home > smallest)
+        return _Errors(
+            involution=_distance((state.position, v), (back.position, v_back)),
+            jacobian=_distance(given, derivative),
+            balance=jnp.abs(out - home - derivative) / (1 + jnp.abs(out)),
+            caches=_distance(there.point, fresh.point),
+            usable=usable,
+        )
+
+    return jax.vmap(at)(keys)
+
+
+def _log_det(mhg: Any, target: Target, position: PyTree, v: PyTree) -> Float[Array, ""]:
+    """Log absolute determinant of the involution over its continuous coordinates."""
+    moving, fixed = eqx.partition((position, v), eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(moving)
+    if flat.size == 0:
+        return jnp.zeros(())
+
+    def mapped(numbers: Float[Array, " n"]) -> Float[Array, " n"]:
+        position, v = eqx.combine(unravel(numbers), fixed)
+        state, v, _ = mhg.involution(target, mhg.init(jax.random.key(0), target, position), v)
+        return ravel_pytree(eqx.filter((state.position, v), eqx.is_inexact_array))[0]
+
+    return jnp.linalg.slogdet(jax.jacfwd(mapped)(flat))[1].astype(flat.dtype)
+
+
+def _distance(expected: PyTree, found: PyTree) -> Float[Array, ""]:
+    """The largest difference of two pytrees, relative to the largest number of a leaf."""
+    worst = jnp.zeros(())
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        a, b = (jnp.asarray(x, jnp.result_type(float)) for x in (a, b))
+        worst = jnp.maximum(worst, jnp.max(jnp.abs(a - b), initial=0) / (1 + jnp.max(jnp.abs(a), initial=0)))
+    return worst
