@@ -10,14 +10,25 @@ import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import jax
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from probinf.cli._cache import enable_cache
+from probinf.cli._check import check_kernel
 from probinf.cli._doctor import checks, facts
 from probinf.core import InferenceError
-from probinf.experiments import EXPERIMENTS, Claim, Outcome, collect_reports, find, run_experiment
+from probinf.experiments import (
+    CERTIFICATES,
+    EXPERIMENTS,
+    Claim,
+    Outcome,
+    certify,
+    collect_reports,
+    find,
+    run_experiment,
+)
 
 app = typer.Typer(
     name="probinf",
@@ -115,6 +126,40 @@ def doctor() -> None:
     if not sound:
         _stop("the self-test failed: results of this installation cannot be relied on", code=1)
     _out().print("[green]All is well.[/green]")
+
+
+@app.command()
+def check(
+    kernel: Annotated[str, typer.Argument(help="`module:name` of a kernel, or of a function that makes it.")] = "",
+    target: Annotated[str, typer.Option(help="`module:name` of its target.")] = "",
+    draw: Annotated[str, typer.Option(help="`module:name` of a function key -> position, exact draws of it.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
+) -> None:
+    """Check that a Markov kernel leaves its target invariant; without a kernel, every block of this library.
+
+    Runs in float64. Without a target the kernel is run on three of unit scale. The exit code is 1 when a check fails.
+    """
+    jax.config.update("jax_enable_x64", True)
+    if kernel:
+        try:
+            made = check_kernel(kernel, target=target or None, draw=draw or None, seed=seed)
+        except (ValueError, TypeError) as error:
+            _stop(str(error), code=2)
+        _out().print(made)
+        reports = {kernel: made}
+    else:
+        reports = {}
+        for name in CERTIFICATES:
+            reports[name] = certify(name)
+            mark = "[green]✓[/green]" if reports[name].passed else "[red]✗[/red]"
+            _out().print(f"{mark} {name}: {len(reports[name].checks)} checks", highlight=False)
+            if not reports[name].passed:
+                _out().print(reports[name])
+        rate = sum(report.false_alarm_rate for report in reports.values())
+        _out().print(f"{len(reports)} certificates; at most {rate:.1g} chance of a false alarm", highlight=False)
+    broken = [name for name, report in reports.items() if not report.passed]
+    if broken:
+        _stop(f"failed: {', '.join(broken)}", code=1)
 
 
 def _conclude(outcome: Outcome) -> None:

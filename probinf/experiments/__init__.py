@@ -1,5 +1,7 @@
 """Experiments: one module a paper, each with a configuration, a run and claims; the registry and the report writer."""
 
+from probinf.experiments._certificates import CERTIFICATES as CERTIFICATES
+from probinf.experiments._certificates import certify as certify
 from probinf.experiments._claims import Claim as Claim
 from probinf.experiments._claims import Comparison as Comparison
 from probinf.experiments._claims import below as below

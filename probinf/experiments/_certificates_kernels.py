@@ -117,25 +117,26 @@ def _tempered() -> Report:
     return validity.check(samplers.hmc(0.6, 3), target, num_chains=CHAINS)
 
 
-def _checked(make: Callable[[], Kernel]) -> Callable[[], Report]:
-    return lambda: validity.check(make(), num_chains=CHAINS)
+def _checked(make: Callable[[], Kernel], name: str = "skewed") -> Callable[[], Report]:
+    exact = validity.TARGETS[name]
+    return lambda: validity.check(make(), exact.target, exact.draw, num_chains=CHAINS)
 
 
-def _matrix() -> Float[Array, "2 2"]:
-    return jnp.array([[1.0, 0.3], [0.3, 0.6]])
+def _everywhere(kernel: str, make: Callable[[], Kernel]) -> dict[str, Callable[[], Report]]:
+    """On the skewed target under the name of the kernel, and on the others."""
+    others = [name for name in validity.TARGETS if name != "skewed"]
+    return {kernel: _checked(make), **{f"{kernel}, {name}": _checked(make, name) for name in others}}
 
 
-def _dense() -> Report:
-    exact = validity.TARGETS["skewed"]
-    kernel = samplers.hmc(0.5, 3, inverse_mass_matrix=_matrix())
-    return validity.check(kernel, exact.target, exact.draw, num_chains=CHAINS)
+def _dense() -> Kernel:
+    return samplers.hmc(0.5, 3, inverse_mass_matrix=jnp.array([[1.0, 0.3], [0.3, 0.6]]))
 
 
 KERNELS: Mapping[str, Callable[[], Report]] = {
-    "random_walk": _checked(lambda: samplers.random_walk(1.0)),
-    "hmc": _checked(lambda: samplers.hmc(0.5, 3)),
-    "hmc, full matrix": _dense,
-    "mala": _checked(lambda: samplers.mala(0.8)),
+    **_everywhere("random_walk", lambda: samplers.random_walk(1.0)),
+    **_everywhere("hmc", lambda: samplers.hmc(0.5, 3)),
+    "hmc, full matrix": _checked(_dense),
+    **_everywhere("mala", lambda: samplers.mala(0.8)),
     "mhg, scaling": _checked(lambda: samplers.mhg(_Spread(), _Scaling())),
     "mhg, finite": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,

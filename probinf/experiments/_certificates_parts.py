@@ -11,7 +11,7 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from probinf import core, samplers, validity
-from probinf.core import Population, Target
+from probinf.core import Population
 from probinf.experiments._certificates_kernels import finite_kernel, finite_target
 from probinf.samplers import AbstractScheme
 from probinf.samplers._adaptation import start_welford, update_welford

@@ -89,6 +89,12 @@ _ALL = (
         "Del Moral, Doucet and Jasra 2006; Chopin 2002; Dau and Chopin 2022",
         "probinf.experiments._smc_samplers",
     ),
+    Experiment(
+        "denotational-validation",
+        "Every block keeps its law, and faults planted in the source of the library are caught.",
+        "Scibior et al. 2018; Tierney 1998; Green 1995",
+        "probinf.experiments._denotational_validation",
+    ),
 )
 _BY_NAME = {experiment.name: experiment for experiment in _ALL}
 EXPERIMENTS: Mapping[str, Experiment] = types.MappingProxyType(_BY_NAME)

@@ -1,0 +1,350 @@
+"""One-line faults, planted in the library's own source, each with the certificate that should see it."""
+
+from typing import NamedTuple
+
+
+class PlantedBug(NamedTuple):
+    """A fault.
+
+    Attributes:
+        fault: what is wrong, in words.
+        module: the module, below `probinf`.
+        old: the text that is replaced; it occurs once.
+        new: what is written instead.
+        certificate: the name of the certificate that is run.
+        survives: why no check of laws can see it; empty where one should.
+    """
+
+    fault: str
+    module: str
+    old: str
+    new: str
+    certificate: str
+    survives: str = ""
+
+
+MHG, HMC, WALK = "samplers._mhg", "samplers._hmc", "samplers._random_walk"
+RESAMPLE, SPAWN, VERBS, COMPOSE = "core._resample", "core._spawn", "core._verbs", "core._compose"
+SCHEMES, FIXED = "samplers._resampling", "samplers._fixed_point"
+
+KERNEL_BUGS = (
+    PlantedBug("proposal ratio left out", MHG, "(after - before) + (log_q_back - log_q)", "(after - before)", "hmc"),
+    PlantedBug("proposal ratio left out, finite", MHG, " + (log_q_back - log_q)", "", "mhg, finite"),
+    PlantedBug("proposal ratio upside down", MHG, "(log_q_back - log_q)", "(log_q - log_q_back)", "mhg, finite"),
+    PlantedBug("Jacobian left out", MHG, "(log_q_back - log_q) + log_det\n", "(log_q_back - log_q)\n", "mhg, scaling"),
+    PlantedBug(
+        "Jacobian with the wrong sign",
+        MHG,
+        "(log_q_back - log_q) + log_det\n",
+        "(log_q_back - log_q) - log_det\n",
+        "mhg, scaling",
+    ),
+    PlantedBug("density ratio upside down", MHG, "(after - before)", "(before - after)", "random_walk"),
+    PlantedBug("everything is accepted", MHG, "<= log_ratio", "<= log_ratio + 1e9", "choices"),
+    PlantedBug("accepted half as willingly", MHG, "<= log_ratio", "<= 2 * log_ratio", "choices"),
+    PlantedBug(
+        "accepted and rejected swapped",
+        MHG,
+        "jnp.where(accepted, new, old), proposal",
+        "jnp.where(accepted, old, new), proposal",
+        "random_walk",
+    ),
+    PlantedBug(
+        "a NaN density is accepted",
+        MHG,
+        "invalid | (numerator == -jnp.inf), -jnp.inf, jnp",
+        "invalid | (numerator == -jnp.inf), jnp.inf, jnp",
+        "mhg, boundary",
+    ),
+    PlantedBug("momentum not flipped", HMC, "Momentum(-z, v.num_steps)", "Momentum(z, v.num_steps)", "hmc"),
+    PlantedBug("last half step missing", HMC, "z + 0.5 * epsilon * pull, pull", "z, pull", "hmc"),
+    PlantedBug("first half step whole", HMC, "z = z + 0.5 * epsilon", "z = z + epsilon", "hmc"),
+    PlantedBug("stale gradient", HMC, "            pull = force(point)\n", "", "hmc"),
+    PlantedBug(
+        "momentum too wide", HMC, "Momentum(standard_normal(key_z", "Momentum(1.1 * standard_normal(key_z", "hmc"
+    ),
+    PlantedBug("density of the momentum halved", HMC, "-0.5 * jnp.sum(v.z", "-0.25 * jnp.sum(v.z", "hmc"),
+    PlantedBug("leapfrog stretches space", HMC, "+ epsilon * times(", "* 1.02 + epsilon * times(", "hmc"),
+    PlantedBug("the walk drifts", WALK, "times(self.factor, v)))", "times(self.factor, v) + 0.05))", "random_walk"),
+    PlantedBug("the walk does not turn back", WALK, "-v, jnp.nan", "v, jnp.nan", "random_walk"),
+    PlantedBug(
+        "steps grow with the position",
+        WALK,
+        "times(self.factor, v)))",
+        "times(self.factor, v) * (1 + flat**2)))",
+        "random_walk",
+    ),
+    PlantedBug(
+        "cached density of the last point",
+        MHG,
+        "return MHGState(point, state.status)\n\n\nclass Acc",
+        "return MHGState(point._replace(log_prior=state.point.log_prior), state.status)\n\n\nclass Acc",
+        "random_walk",
+    ),
+    PlantedBug(
+        "likelihood left out",
+        "core._kernel",
+        "likelihood(position), None, None",
+        "0 * likelihood(position), None, None",
+        "mhg, finite",
+    ),
+    PlantedBug(
+        "temperature ignored",
+        "core._target",
+        "log_prior + raised(beta, log_likelihood)",
+        "log_prior + log_likelihood",
+        "mhg, finite",
+    ),
+    PlantedBug(
+        "force with the wrong sign",
+        HMC,
+        "transposed_times(self.factor, ravel",
+        "-transposed_times(self.factor, ravel",
+        "hmc",
+        "any force keeps the target invariant: this one only makes most proposals bad",
+    ),
+)
+
+PART_BUGS = (
+    PlantedBug(
+        "wrong rotation in threefry", "core._particle_keys", "(13, 15, 26, 6)", "(13, 15, 26, 7)", "random numbers"
+    ),
+    PlantedBug(
+        "all particles draw alike",
+        "core._particle_keys",
+        "threefry((first, second), (index, counter))",
+        "threefry((first, second), (0 * index, counter))",
+        "random numbers",
+    ),
+    PlantedBug("normals too narrow", "core._normal", "math.sqrt(2) * value", "1.4 * value", "random numbers"),
+    PlantedBug(
+        "offspring without their fraction",
+        SCHEMES,
+        "number.whole + (offset < number.part)",
+        "number.whole + (offset < 0 * number.part)",
+        "systematic",
+    ),
+    PlantedBug(
+        "ancestors off by one",
+        FIXED,
+        "marks = marks.reshape(columns, rows)",
+        "marks = jnp.roll(marks, 1).reshape(columns, rows)",
+        "systematic",
+    ),
+    PlantedBug(
+        "one uniform for all slots",
+        SCHEMES,
+        "positions_to_ancestors(weights, jax.random.uniform(key, weights.shape, weights.dtype))",
+        "positions_to_ancestors(weights, jax.random.uniform(key, (), weights.dtype))",
+        "stratified",
+    ),
+    PlantedBug(
+        "search stops early",
+        SCHEMES,
+        "low, high = first[whole], first[whole + 1]",
+        "low, high = first[whole], first[whole]",
+        "multinomial",
+    ),
+    PlantedBug(
+        "remainders not drawn by weight",
+        SCHEMES,
+        "_independent(key, rest))",
+        "_independent(key, jnp.ones_like(rest)))",
+        "residual",
+    ),
+    PlantedBug(
+        "pairing keeps the wrong one",
+        "samplers._ssp",
+        "keep = uniform * scale < chance",
+        "keep = uniform * scale > chance",
+        "ssp",
+    ),
+    PlantedBug(
+        "slots not turned where one is pinned",
+        SCHEMES,
+        "pin_slot(jnp.roll(positions_to_ancestors(weights, offset), -slot))",
+        "pin_slot(positions_to_ancestors(weights, offset))",
+        "systematic",
+    ),
+    PlantedBug(
+        "law of a pinned scheme not weighted",
+        "samplers._scheme",
+        "offspring.astype(probabilities.dtype)",
+        "(offspring > 0).astype(probabilities.dtype)",
+        "stratified",
+    ),
+    PlantedBug(
+        "evidence not banked",
+        RESAMPLE,
+        "jnp.where(due, weighed.log_mean, shift)",
+        "jnp.where(due, 0, shift)",
+        "resample",
+    ),
+    PlantedBug(
+        "look-ahead not divided out",
+        RESAMPLE,
+        "left = -log_psi[ancestors]",
+        "left = -0 * log_psi[ancestors]",
+        "resample",
+    ),
+    PlantedBug("look-ahead of another particle", RESAMPLE, "left = -log_psi[ancestors]", "left = -log_psi", "resample"),
+    PlantedBug(
+        "weights lost where not due",
+        RESAMPLE,
+        "jnp.where(due, left, log_weights - shift)",
+        "jnp.where(due, left, 0 * log_weights)",
+        "resample",
+    ),
+    PlantedBug(
+        "weights kept after resampling",
+        RESAMPLE,
+        "jnp.where(due, left, log_weights - shift)",
+        "log_weights - shift",
+        "resample",
+    ),
+    PlantedBug(
+        "earlier weights forgotten",
+        SPAWN,
+        "raised = population.log_weights + log_potential.astype(population.log_weights.dtype)",
+        "raised = log_potential.astype(population.log_weights.dtype)",
+        "verbs",
+    ),
+    PlantedBug(
+        "NaN counts as one",
+        SPAWN,
+        "log_weights = jnp.where(jnp.isnan(raised), -jnp.inf, raised)",
+        "log_weights = jnp.where(jnp.isnan(raised), 0, raised)",
+        "verbs",
+    ),
+    PlantedBug(
+        "weights look at the old particle",
+        VERBS,
+        "model.log_potential(step, before, particles)",
+        "model.log_potential(step, before, before)",
+        "verbs",
+    ),
+    PlantedBug(
+        "potential of another time",
+        VERBS,
+        "model.log_potential(step, before, particles)",
+        "model.log_potential(step - 1, before, particles)",
+        "verbs",
+    ),
+    PlantedBug(
+        "moved before the target was chosen",
+        VERBS,
+        "kernel.step(k, target, state), keys",
+        "kernel.step(k, target.at_temperature(0.5), state), keys",
+        "move",
+    ),
+    PlantedBug(
+        "mean weight over one too few",
+        "core._population",
+        "shift + jnp.log(safe / count)",
+        "shift + jnp.log(safe / (count - 1))",
+        "particle filters",
+    ),
+    PlantedBug(
+        "batches of moments not joined",
+        "samplers._adaptation",
+        "state.sum_squares + within + between * (state.num * number / total)",
+        "state.sum_squares + within",
+        "adaptation",
+    ),
+    PlantedBug(
+        "wrong power in the temperature solver",
+        "samplers._stage",
+        "jnp.sum(weights * powers * powers)",
+        "jnp.sum(weights * powers)",
+        "adaptation",
+    ),
+)
+
+ALGORITHM_BUGS = (
+    PlantedBug(
+        "first and later keys the same",
+        "samplers._particle_filter",
+        "start_key, loop_key = jax.random.split(key)",
+        "start_key, loop_key = key, key",
+        "particle filters, drawn",
+    ),
+    PlantedBug(
+        "the same key at every step",
+        COMPOSE,
+        "keys = jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), jnp.arange(length))",
+        "keys = jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), 0 * jnp.arange(length))",
+        "particle filters, drawn",
+    ),
+    PlantedBug(
+        "reference path not pinned",
+        SPAWN,
+        "leaf.at[0].set(kept)",
+        "leaf.at[0].set(leaf[0])",
+        "conditional SMC, multinomial",
+    ),
+    PlantedBug(
+        "ancestors of another time",
+        COMPOSE,
+        "        slot = row[slot]\n        return slot, slot",
+        "        return row[slot], slot",
+        "conditional SMC, multinomial",
+    ),
+    PlantedBug(
+        "last slot drawn without weights",
+        COMPOSE,
+        "relative = weigh(log_weights).relative",
+        "relative = jnp.ones_like(log_weights)",
+        "conditional SMC, systematic",
+    ),
+    PlantedBug(
+        "backward weights without the past",
+        "samplers._backward_kernels",
+        "rows = log_weights + pair_up(",
+        "rows = 0 * log_weights + pair_up(",
+        "backward sampling",
+    ),
+    PlantedBug(
+        "likelihood raised the wrong way",
+        "samplers._tempered_smc",
+        "return after - before",
+        "return 0.9 * (after - before)",
+        "tempered_smc",
+    ),
+    PlantedBug(
+        "moves at temperature one",
+        "samplers._moves",
+        "target = self.target.at_temperature(context.stage.inverse_temperature)\n\n        def one(count: Int",
+        "target = self.target\n\n        def one(count: Int",
+        "tempered_smc",
+    ),
+    PlantedBug(
+        "chains start from the first particles",
+        "samplers._moves",
+        "started = jnp.arange(count) * self.length + offset",
+        "started = jnp.arange(count)",
+        "tempered_smc, waste-free",
+    ),
+    PlantedBug(
+        "importance without the proposal",
+        "samplers._importance",
+        "self.target.log_density(position) - self.proposal.log_prob(position)",
+        "self.target.log_density(position)",
+        "importance",
+    ),
+    PlantedBug(
+        "window stays behind",
+        "samplers._fixed_lag",
+        "            return take(particles, ancestors)\n",
+        "            return jax.tree.map(lambda leaf: leaf.at[:, -1].set(leaf[ancestors, -1]), particles)\n",
+        "fixed lag",
+    ),
+    PlantedBug(
+        "statistics of the new particles",
+        "samplers._paris",
+        "before = take(past.particles, drawn.slots)",
+        "before = take(population.particles, drawn.slots)",
+        "paris",
+    ),
+)
+
+PLANTED_BUGS = (*KERNEL_BUGS, *PART_BUGS, *ALGORITHM_BUGS)
