@@ -262,9 +262,7 @@ def mhg(
 
 def _active(involution: PaddedInvolution, state: MHGState, v: Any) -> Bool[Array, " n"]:
     """The masks of the continuous coordinates of (x, v), in the order of `ravel_pytree`."""
-    pairs = zip(
-        jax.tree.leaves((state.point.position, v)), jax.tree.leaves(involution.active(state, v)), strict=True
-    )
+    pairs = zip(jax.tree.leaves((state.point.position, v)), jax.tree.leaves(involution.active(state, v)), strict=True)
     masks = [jnp.ravel(mask) for leaf, mask in pairs if eqx.is_inexact_array(leaf)]
     return jnp.concatenate([jnp.zeros(0, bool), *masks])
 
@@ -302,9 +300,7 @@ def _autodiff_log_det(involution: Involution, target: Target, state: MHGState, v
     return jnp.linalg.slogdet(jacobian)[1]
 
 
-def _block(
-    matrix: Float[Array, "n n"], rows: Bool[Array, " n"], columns: Bool[Array, " n"]
-) -> Float[Array, "n n"]:
+def _block(matrix: Float[Array, "n n"], rows: Bool[Array, " n"], columns: Bool[Array, " n"]) -> Float[Array, "n n"]:
     """The block of some rows and columns, moved to the front, and ones on the rest of the diagonal."""
     front = matrix[jnp.argsort(~rows, stable=True)][:, jnp.argsort(~columns, stable=True)]
     index = jnp.arange(matrix.shape[0])
@@ -334,11 +330,12 @@ def _is_bad_involution(
 
 
 def _without_padding(involution: PaddedInvolution, state: MHGState, v: Any) -> Any:
-    masked = jax.tree.map(
-        lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros_like(leaf)), (state.point.position, v),
+    """(x, v) with zeros where it is not active."""
+    return jax.tree.map(
+        lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros_like(leaf)),
+        (state.point.position, v),
         involution.active(state, v),
     )
-    return masked
 
 
 def _differs(expected: Any, found: Any) -> Bool[Array, ""]:

@@ -1,0 +1,191 @@
+"""`cycle` and `mixture`: exact matrices, which are products and mixtures; shared states; jumps with steps between.
+
+Planted bugs that must be caught: probabilities of a mixture that depend on the state; a cycle that forgets a kernel.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinf.core import choose
+from probinf.core._choices import categorical
+from probinf.core._status import Status
+from probinf.core._target import Target
+from probinf.samplers import _combine
+from probinf.samplers._birth_death import birth_death
+from probinf.samplers._combine import cycle, mixture
+from probinf.samplers._hmc import hmc
+from probinf.samplers._mhg import MHGState, mhg, relocate
+from probinf.samplers._model_space import Components
+from probinf.samplers._random_walk import random_walk
+from probinf.samplers._sample import sample
+from probinf.samplers._trans_dimensional import TransDimensional, active_random_walk
+from tests.samplers._trans_dimensional import Normal, balance_errors, run_chains, transition_matrix, z_scores
+
+WEIGHTS = np.array([0.5, 2.0, 0.9, 1.4])
+FIRST = np.array([[0.1, 0.6, 0.0, 0.3], [0.2, 0.3, 0.5, 0.0], [0.4, 0.25, 0.25, 0.1], [0.1, 0.2, 0.3, 0.4]])
+SECOND = np.array([[0.0, 0.5, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.0, 0.5], [0.3, 0.3, 0.4, 0.0]])
+FINITE = Target(lambda x: jnp.log(jnp.asarray(WEIGHTS))[x])
+STATES = [np.int32(i) for i in range(4)]
+
+
+class Candidate(eqx.Module):
+    matrix: Any
+
+    def sample(self, key: Any, target: Any, state: Any) -> Any:
+        return choose(key, categorical, self.matrix[state.position][None])[0]
+
+    def log_prob(self, target: Any, state: Any, v: Any) -> Any:
+        return jnp.log(self.matrix[state.position, v])
+
+
+def swap(target: Any, state: Any, v: Any) -> Any:
+    return relocate(target, state, v), state.position, jnp.zeros(())
+
+
+def finite_kernels() -> tuple[Any, Any]:
+    return mhg(Candidate(jnp.asarray(FIRST)), swap), mhg(Candidate(jnp.asarray(SECOND)), swap)
+
+
+def matrix_of(kernel: Any) -> np.ndarray:
+    return transition_matrix(kernel, FINITE, [jnp.asarray(x) for x in STATES])
+
+
+def test_a_cycle_is_the_product_and_invariant(x64: None) -> None:
+    one, two = finite_kernels()
+    found = matrix_of(cycle(one, two))
+    np.testing.assert_allclose(found, matrix_of(one) @ matrix_of(two), atol=1e-12)
+    rows, invariance, balance = balance_errors(found, WEIGHTS)
+    assert max(rows, invariance) < 1e-12
+    assert balance > 1e-3  # a cycle of reversible kernels is not reversible
+    assert np.abs(matrix_of(cycle(one)) - found).max() > 1e-3
+
+
+def test_a_mixture_is_the_mixture_invariant_and_reversible(x64: None) -> None:
+    one, two = finite_kernels()
+    found = matrix_of(mixture([one, two], [0.3, 0.7]))
+    np.testing.assert_allclose(found, 0.3 * matrix_of(one) + 0.7 * matrix_of(two), atol=1e-12)
+    assert max(balance_errors(found, WEIGHTS)) < 1e-12
+    three = mixture([one, two, cycle(two, one)])
+    expected = (matrix_of(one) + matrix_of(two) + matrix_of(two) @ matrix_of(one)) / 3
+    np.testing.assert_allclose(matrix_of(three), expected, atol=1e-12)
+
+
+def test_probabilities_that_depend_on_the_state_are_caught(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = finite_kernels()
+
+    def step(self: Any, key: Any, target: Any, state: Any) -> Any:
+        p = 0.1 + 0.25 * state.position.astype(jnp.float64)
+        key_which, key_step = jax.random.split(key)
+        which = choose(key_which, categorical, jnp.stack([p, 1 - p])[None])[0]
+        keys = jax.random.split(key_step)
+        ends = [kernel.step(keys[i], target, state)[0] for i, kernel in enumerate(self.kernels)]
+        return jax.tree.map(lambda a, b: jnp.where(which == 0, a, b), *ends), None
+
+    monkeypatch.setattr(_combine.Mixture, "step", step)
+    assert balance_errors(matrix_of(mixture([one, two])), WEIGHTS)[1] > 1e-3
+
+
+def lists(p: TransDimensional) -> Any:
+    """Two or fewer skewed components, log-gamma of shape 1.5 each, after tables of probabilities."""
+    logs = 1.5 * p.parameters - jnp.exp(p.parameters) - jax.lax.lgamma(1.5)
+    prior = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))[p.model]
+    return prior + jnp.sum(jnp.where(jnp.arange(2) < p.model, logs, 0))
+
+
+def jumps_and_steps(combine: Any) -> Any:
+    space = Components(2)
+    return combine(birth_death(Normal(0.2, 1.2), space), active_random_walk(space, 1.3))
+
+
+@pytest.mark.parametrize("combine", [cycle, lambda *kernels: mixture(kernels, [0.6, 0.4])], ids=["cycle", "mixture"])
+def test_jumps_alternate_with_steps_within_a_model(combine: Any, key: Any) -> None:
+    start = TransDimensional(jnp.zeros(400, jnp.int32), jnp.zeros((400, 2)))
+    see = lambda p: jnp.stack([*[p.model == k for k in range(3)], p.parameters[0] > 0.4])  # noqa: E731
+    states, seen = run_chains(key, jumps_and_steps(combine), Target(lists), start, 300, see)
+    assert not np.any(np.asarray(states.status))
+    # P(parameter > .4), for a model with components: gamma(1.5) over e^.4.
+    tail = 0.8 * float(jax.scipy.special.gammaincc(1.5, np.exp(0.4)))
+    # 4 means of 400 chains; 6.5 standard errors have probability below 2e-9.
+    assert np.abs(z_scores(seen[60:], [0.2, 0.5, 0.3, tail])).max() < 6.5
+
+
+def test_info_tells_which_kernel_ran(key: Any) -> None:
+    key_cycle, key_mixture = jax.random.split(key)
+    position = TransDimensional(jnp.asarray(1), jnp.asarray([0.3, 0.0]))
+    target = Target(lists)
+    for combine, key_one in ((cycle, key_cycle), (lambda *kernels: mixture(kernels), key_mixture)):
+        kernel = jumps_and_steps(combine)
+        state = kernel.init(jax.random.key(0), target, position)
+        new, info = jax.jit(lambda k, s, kernel=kernel: kernel.step(k, target, s))(key_one, state)
+        rates = np.asarray(info.acceptance_rates)
+        assert rates.shape == (2,)
+        assert np.isnan(rates).sum() == (0 if combine is cycle else 1)
+        assert float(info.acceptance_rate) == pytest.approx(np.nanmean(rates))
+        assert float(info.log_density) == pytest.approx(float(lists(new.position)), abs=1e-5)
+        assert not bool(info.divergent)
+
+
+def test_kernels_with_and_without_gradients_share_a_state(key: Any) -> None:
+    target = Target(lambda x: -0.5 * jnp.sum(x**2))
+    for kernel in (cycle(random_walk(0.8), hmc(0.5, 3)), mixture([random_walk(0.8), hmc(0.5, 3)])):
+        state = kernel.init(jax.random.key(0), target, jnp.ones(3))
+        assert state.point.grad_log_likelihood is not None
+        key, key_step = jax.random.split(key)
+        new, _ = jax.jit(lambda k, s, kernel=kernel: kernel.step(k, target, s))(key_step, state)
+        np.testing.assert_allclose(new.point.grad_log_likelihood, -new.position, rtol=1e-5)
+
+
+def test_a_fault_of_any_kernel_is_kept(key: Any) -> None:
+    target = Target(lambda p: jnp.where(p.model == 1, 0.0, jnp.nan))
+    kernel = jumps_and_steps(cycle)
+    start = TransDimensional(jnp.ones(8, jnp.int32), jnp.zeros((8, 2)))
+    states, seen = run_chains(key, kernel, target, start, 3, lambda p: p.model)
+    assert np.all(seen == 1)
+    assert np.all(np.asarray(states.status) == int(Status.DIVERGENT))
+    outside = TransDimensional(jnp.asarray(7), jnp.zeros(2))
+    assert int(kernel.init(jax.random.key(0), target, outside).status) & int(Status.NONFINITE_INIT)
+
+
+def test_sample_runs_a_cycle(key: Any) -> None:
+    start = TransDimensional(jnp.zeros(4, jnp.int32), jnp.zeros((4, 2)))
+    draws = sample(
+        key,
+        jumps_and_steps(cycle),
+        Target(lists),
+        num_samples=50,
+        num_warmup=10,
+        thin=2,
+        initial_position=start,
+    )
+    assert draws.samples.model.shape == (4, 50)
+    assert draws.info["acceptance_rates"].shape == (4, 50, 2)
+
+
+def test_arguments_are_checked() -> None:
+    kernel = random_walk(1.0)
+    for bad in (cycle, lambda: mixture([])):
+        with pytest.raises(ValueError, match="at least one"):
+            bad()
+    with pytest.raises(TypeError, match="kernels"):
+        cycle(kernel, 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="there are 2 kernels"):
+        mixture([kernel, kernel], [1.0])
+    for bad in ([0.5, 0.4], [1.5, -0.5], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="sum 1"):
+            mixture([kernel, kernel], bad)
+
+    class Other(eqx.Module):
+        def init(self, key: Any, target: Any, position: Any) -> Any:
+            return (position,)
+
+        def step(self, key: Any, target: Any, state: Any) -> Any:
+            return state, None
+
+    with pytest.raises(TypeError, match="MHGState"):
+        cycle(kernel, Other()).init(jax.random.key(0), Target(jnp.sum), jnp.zeros(2))
+    assert isinstance(cycle(kernel).init(jax.random.key(0), Target(jnp.sum), jnp.zeros(2)), MHGState)
