@@ -93,7 +93,7 @@ KERNEL_BUGS = (
         "core._target",
         "log_prior + raised(beta, log_likelihood)",
         "log_prior + log_likelihood",
-        "mhg, finite",
+        "tempered target",
     ),
     PlantedBug(
         "force with the wrong sign",
@@ -164,6 +164,14 @@ PART_BUGS = (
         SCHEMES,
         "pin_slot(jnp.roll(positions_to_ancestors(weights, offset), -slot))",
         "pin_slot(positions_to_ancestors(weights, offset))",
+        "systematic",
+        "the same offspring in another order, and the order of slots means nothing",
+    ),
+    PlantedBug(
+        "slot 0 overwritten where it is pinned",
+        SCHEMES,
+        "slot, offset = _pinned_position(key, weights, 0)",
+        "slot, offset = 0, jax.random.uniform(key, dtype=weights.dtype)",
         "systematic",
     ),
     PlantedBug(
@@ -318,11 +326,19 @@ ALGORITHM_BUGS = (
         "tempered_smc",
     ),
     PlantedBug(
+        "waste-free moves at temperature one",
+        "samplers._moves",
+        "target = self.target.at_temperature(context.stage.inverse_temperature)\n        offset_key",
+        "target = self.target\n        offset_key",
+        "tempered_smc, waste-free",
+    ),
+    PlantedBug(
         "chains start from the first particles",
         "samplers._moves",
         "started = jnp.arange(count) * self.length + offset",
         "started = jnp.arange(count)",
         "tempered_smc, waste-free",
+        "the draws of the prior are exchangeable, so that the first are as good as any, but for a bias of order 1/N",
     ),
     PlantedBug(
         "importance without the proposal",

@@ -1,5 +1,6 @@
 """Models, and the exact answers that samplers are checked against."""
 
+from probinf.models import reference as reference
 from probinf.models._conditionally_linear import ConditionallyLinear as ConditionallyLinear
 from probinf.models._conditionally_linear import RaoBlackwellised as RaoBlackwellised
 from probinf.models._conditionally_linear import RaoBlackwellisedModel as RaoBlackwellisedModel

@@ -36,7 +36,7 @@ def sample_size(name: str, value: Any, least: int = 2) -> int:
 
 
 def callables(**functions: Any) -> None:
-    """Raises `TypeError`, with its name, for what is neither callable nor None."""
+    """Raises `TypeError`, with its name, for what is not callable."""
     for name, value in functions.items():
         if not callable(value):
             raise TypeError(f"`{name}` is {value!r}; needed a function")

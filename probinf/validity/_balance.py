@@ -34,6 +34,13 @@ class Involutive(Protocol):
         ...
 
 
+@runtime_checkable
+class _Padded(Protocol):
+    """An involution of padded arrays: `active(state, v)` is a pytree of masks like `(position, v)`."""
+
+    def active(self, state: Any, v: Any) -> Any: ...
+
+
 class _Given(eqx.Module):
     """The auxiliary law, drawn at one value."""
 
@@ -58,7 +65,7 @@ class _Errors(NamedTuple):
 
 def balance(
     key: PRNGKey,
-    kernel: Involutive,
+    kernel: Any,
     target: Target,
     draw: Callable[[PRNGKey], PyTree],
     *,
@@ -100,26 +107,28 @@ def balance(
 @eqx.filter_jit
 def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
     def at(key: PRNGKey) -> _Errors:
-        draw_key, init_key, v_key, step_key = jax.random.split(key, 4)
+        draw_key, init_key, v_key, fresh_key, *step_keys = jax.random.split(key, 6)
         state = mhg.init(init_key, target, draw(draw_key))
         v = mhg.auxiliary.sample(v_key, target, state)
         there, v_there, log_det = mhg.involution(target, state, v)
-        fresh = mhg.init(init_key, target, there.position)
+        fresh = mhg.init(fresh_key, target, there.position)
         back, v_back, _ = mhg.involution(target, fresh, v_there)
-        derivative = _log_det(mhg, target, state.position, v)
+        masks = _masks(mhg, state, v), _masks(mhg, there, v_there)
+        derivative = _log_det(mhg, target, (state.position, v), masks)
 
-        def flow(state: PyTree, v: PyTree) -> tuple[Array, Array]:
+        def flow(key: PRNGKey, state: PyTree, v: PyTree) -> tuple[Array, Array]:
             given = eqx.tree_at(lambda kernel: kernel.auxiliary, mhg, _Given(mhg.auxiliary, v))
-            _, info = given.step(step_key, target, state)
+            _, info = given.step(key, target, state)
             log_rate = jnp.log(info.acceptance_rate)
             return target.log_density(state.position) + mhg.auxiliary.log_prob(target, state, v) + log_rate, log_rate
 
-        (out, rate_out), (home, rate_home) = flow(state, v), flow(fresh, v_there)
+        out, rate_out = flow(step_keys[0], state, v)
+        home, rate_home = flow(step_keys[1], fresh, v_there)
         given = derivative if log_det is None else log_det
         smallest = jnp.log(jnp.finfo(out.dtype).tiny) / 2
         usable = jnp.isfinite(out) & jnp.isfinite(home) & (rate_out > smallest) & (rate_home > smallest)
         return _Errors(
-            involution=_distance((state.position, v), (back.position, v_back)),
+            involution=_distance((state.position, v), (back.position, v_back), masks[0]),
             jacobian=_distance(given, derivative),
             balance=jnp.abs(out - home - derivative) / (1 + jnp.abs(out)),
             caches=_distance(there.point, fresh.point),
@@ -129,25 +138,53 @@ def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
     return jax.vmap(at)(keys)
 
 
-def _log_det(mhg: Any, target: Target, position: PyTree, v: PyTree) -> Float[Array, ""]:
-    """Log absolute determinant of the involution over its continuous coordinates."""
-    moving, fixed = eqx.partition((position, v), eqx.is_inexact_array)
+def _masks(mhg: Any, state: PyTree, v: PyTree) -> PyTree:
+    """Which coordinates of (x, v) are part of the state: all, but for padded arrays."""
+    if isinstance(mhg.involution, _Padded):
+        return mhg.involution.active(state, v)
+    return jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), (state.position, v))
+
+
+def _log_det(mhg: Any, target: Target, start: PyTree, masks: tuple[PyTree, PyTree]) -> Float[Array, ""]:
+    """Log absolute determinant of the involution, over its continuous coordinates that are active before and after."""
+    moving, fixed = eqx.partition(start, eqx.is_inexact_array)
     flat, unravel = ravel_pytree(moving)
     if flat.size == 0:
         return jnp.zeros(())
+    columns, rows = (_front(start, mask) for mask in masks)
 
     def mapped(numbers: Float[Array, " n"]) -> Float[Array, " n"]:
         position, v = eqx.combine(unravel(numbers), fixed)
         state, v, _ = mhg.involution(target, mhg.init(jax.random.key(0), target, position), v)
         return ravel_pytree(eqx.filter((state.position, v), eqx.is_inexact_array))[0]
 
-    return jnp.linalg.slogdet(jax.jacfwd(mapped)(flat))[1].astype(flat.dtype)
+    # The active block in front, and ones on the rest of the diagonal.
+    block = jax.jacfwd(mapped)(flat)[rows.order][:, columns.order]
+    within = rows.active[:, None] & columns.active[None, :]
+    block = jnp.where(within, block, jnp.eye(flat.size, dtype=block.dtype))
+    log_det = jnp.linalg.slogdet(block)[1].astype(flat.dtype)
+    return jnp.where(jnp.sum(rows.active) == jnp.sum(columns.active), log_det, jnp.nan)
 
 
-def _distance(expected: PyTree, found: PyTree) -> Float[Array, ""]:
+class _Order(NamedTuple):
+    order: Array
+    active: Array
+
+
+def _front(start: PyTree, masks: PyTree) -> _Order:
+    """The order that puts active continuous coordinates first, and which of the ordered ones are active."""
+    pairs = zip(jax.tree.leaves(start), jax.tree.leaves(masks), strict=True)
+    active = jnp.concatenate([jnp.ravel(mask) for leaf, mask in pairs if eqx.is_inexact_array(leaf)])
+    order = jnp.argsort(~active, stable=True)
+    return _Order(order, active[order])
+
+
+def _distance(expected: PyTree, found: PyTree, masks: PyTree = None) -> Float[Array, ""]:
     """The largest difference of two pytrees, relative to the largest number of a leaf."""
     worst = jnp.zeros(())
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        a, b = (jnp.asarray(x, jnp.result_type(float)) for x in (a, b))
+    leaves = jax.tree.leaves(expected), jax.tree.leaves(found)
+    seen = [True] * len(leaves[0]) if masks is None else jax.tree.leaves(masks)
+    for a, b, mask in zip(*leaves, seen, strict=True):
+        a, b = (jnp.where(mask, jnp.asarray(x, jnp.result_type(float)), 0) for x in (a, b))
         worst = jnp.maximum(worst, jnp.max(jnp.abs(a - b), initial=0) / (1 + jnp.max(jnp.abs(a), initial=0)))
     return worst

@@ -1,6 +1,7 @@
 """`check`: all that can be checked of a kernel, in one report."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -11,11 +12,11 @@ from probinf.validity._derivatives import gradient_check
 from probinf.validity._keys import key_reuse
 from probinf.validity._report import Report
 from probinf.validity._stationarity import stationarity
-from probinf.validity._targets import TARGETS, ExactTarget
+from probinf.validity._targets import TARGETS, ExactTarget, exact_target
 
 
 def check(
-    kernel: Kernel,
+    kernel: Any,
     target: Target | None = None,
     draw: Callable[[PRNGKey], PyTree] | None = None,
     *,
@@ -74,11 +75,11 @@ def check(
 def _cases(target: Target | None, draw: Callable | None) -> list[tuple[str, Target, ExactTarget]]:
     """Name, the target, and what there are exact draws of."""
     if target is None:
-        return [(name, exact.target, exact) for name, exact in TARGETS.items()]
+        return [(name, exact.target, exact) for name, exact in zip(TARGETS, map(exact_target, TARGETS), strict=True)]
     if not isinstance(target, Target):
         raise TypeError(f"`target` is a {type(target).__name__}; needed a `Target`, or None")
     if draw is not None:
-        return [("target", target, ExactTarget(target, draw))]
+        return [("draws", target, ExactTarget(target, draw))]
     if target.sample_prior is None:
         raise ValueError("`target` has no `sample_prior`: pass `draw`, which draws from the target exactly")
     return [("target (laws of draws at the prior)", target, ExactTarget(target.at_temperature(0.0), target.draw_prior))]

@@ -77,7 +77,8 @@ def uniformity(
         ranks: [num_samples] integers, or floats of integer value; one NaN makes the check fail.
         num_ranks: how many values a rank has.
         false_alarm_rate: probability that uniform ranks fail, at most; between 1e-10 and 1.
-        law, subject: for the report.
+        law: for the report.
+        subject: for the report.
         num_points: how many points of the distribution function are looked at; by default all, but at most 256.
 
     Returns:
@@ -99,9 +100,7 @@ def uniformity(
     bands = _bands(ranks.size, tuple(edges.tolist()), rate)
     mean = ranks.size * edges[1:] / num_ranks
     if np.all(bands.lower[:-1] == 0) and np.all(bands.upper[:-1] == ranks.size):
-        raise ValueError(
-            f"{ranks.size} `ranks` are too few to ever fail at `false_alarm_rate` {rate:.1g}: take more, or a higher rate"
-        )
+        raise ValueError(f"{ranks.size} `ranks` are too few to ever fail at `false_alarm_rate` {rate:.1g}: take more")
     if np.isnan(ranks).any():
         found = math.nan
     else:
@@ -155,9 +154,9 @@ def _bands(num_samples: int, edges: tuple[int, ...], alpha: float) -> EcdfBands:
 
 
 def _increments(num_samples: int, widths: Float[np.ndarray, " k"]) -> list[Float[np.ndarray, " j"]]:
-    """The Poisson masses of the counts between neighbouring points, cut where they are below 1e-22."""
+    """The Poisson masses of the counts between neighbouring points, cut where they are below 1e-20."""
     rates, which = np.unique(np.round(num_samples * widths, 12), return_inverse=True)
-    masses = [scipy.stats.poisson.pmf(np.arange(scipy.stats.poisson.isf(1e-22, r) + 2), r) for r in rates]
+    masses = [scipy.stats.poisson.pmf(np.arange(r + 12 * math.sqrt(r) + 40), r) for r in rates]
     return [masses[i] for i in which]
 
 

@@ -47,7 +47,8 @@ def enumerate_kernel(kernel: Kernel, target: Target, states: PyTree[Array]) -> K
     log_density = jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
 
     def step(key: Array, position: PyTree) -> PyTree:
-        return kernel.step(key, target, kernel.init(key, target, position))[0].position
+        init_key, step_key = jax.random.split(key)
+        return kernel.step(step_key, target, kernel.init(init_key, target, position))[0].position
 
     return KernelMatrix(transition_matrix(step, states), jax.nn.softmax(log_density))
 

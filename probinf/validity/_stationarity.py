@@ -16,7 +16,7 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from probinf.core import Kernel, PRNGKey, Target, is_fatal, whole_number
+from probinf.core import Kernel, PRNGKey, Target, is_fatal, unwrap_key, whole_number
 from probinf.validity._report import Check, Report
 
 MISSED = 1e-3  # the probability with which a fault of the size that a check names is missed
@@ -111,11 +111,14 @@ def _run(
         draw_key, init_key, run_key = jax.random.split(key, 3)
         start = kernel.init(init_key, target, draw(draw_key))
 
-        def step(state: PyTree, key: PRNGKey) -> tuple[PyTree, Array]:
-            state, _ = kernel.step(key, target, state)
+        # The loop takes the bits of the keys: under `vmap` the key-reuse checker calls a scan over typed keys reuse.
+        bits, restore = unwrap_key(jax.random.split(run_key, num_steps))
+
+        def step(state: PyTree, bits: Array) -> tuple[PyTree, Array]:
+            state, _ = kernel.step(restore(bits), target, state)
             return state, _features(scale, state.position)
 
-        end, seen = jax.lax.scan(step, start, jax.random.split(run_key, num_steps))
+        end, seen = jax.lax.scan(step, start, bits)
         flat, flat_end = ravel_pytree(start.position)[0], ravel_pytree(end.position)[0]
         first = _features(scale, start.position)
         return first, seen[0], seen[-1], jnp.any(flat != flat_end), is_fatal(end.status)

@@ -67,8 +67,24 @@ def _draw_correlated(key: PRNGKey) -> Float[Array, " 3"]:
     return jnp.stack([z[0], second, 0.5 * second + 1 + z[2]])
 
 
-TARGETS: Mapping[str, ExactTarget] = {
-    "skewed": ExactTarget(Target(_skewed_likelihood, _skewed_prior), _draw_skewed),
-    "two modes": ExactTarget(Target(_two_modes_likelihood), _draw_two_modes),
-    "correlated": ExactTarget(Target(_correlated_likelihood), _draw_correlated),
+_PARTS: Mapping[str, tuple[Callable, Callable | None, Callable]] = {
+    "skewed": (_skewed_likelihood, _skewed_prior, _draw_skewed),
+    "two modes": (_two_modes_likelihood, None, _draw_two_modes),
+    "correlated": (_correlated_likelihood, None, _draw_correlated),
 }
+TARGETS = tuple(_PARTS)
+
+
+def exact_target(name: str) -> ExactTarget:
+    """One of the targets of this room, of unit scale.
+
+    Args:
+        name: an entry of `TARGETS`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in _PARTS:
+        raise ValueError(f"`name` is {name!r}; needed one of {', '.join(TARGETS)}")
+    log_likelihood, log_prior, draw = _PARTS[name]
+    return ExactTarget(Target(log_likelihood) if log_prior is None else Target(log_likelihood, log_prior), draw)

@@ -1,0 +1,120 @@
+"""Certificates and planted faults: a few of each, how faults are planted, and how claims judge them."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import probinf
+from probinf.experiments import CERTIFICATES, certify
+from probinf.experiments import _denotational_validation as experiment
+from probinf.experiments._planted_bugs import PLANTED_BUGS, PlantedBug
+from probinf.experiments._planting import planted, run_certificate, run_planted
+
+pytestmark = pytest.mark.no_key_reuse
+
+QUICK = ("choices", "verbs", "resample", "mhg, finite", "auxiliary filter", "conditional SMC, systematic", "paris")
+CHEAP = (
+    "proposal ratio upside down",
+    "everything is accepted",
+    "evidence not banked",
+    "look-ahead of another particle",
+    "earlier weights forgotten",
+    "NaN counts as one",
+    "mean weight over one too few",
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_certificate(name: str) -> None:
+    report = certify(name)
+    assert report.passed, report.table
+    assert report.false_alarm_rate <= 3e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CERTIFICATES if name not in QUICK])
+def test_other_certificate(name: str) -> None:
+    report = certify(name)
+    assert report.passed, report.table
+
+
+def test_an_unknown_certificate_is_refused() -> None:
+    with pytest.raises(ValueError, match="needed one of"):
+        certify("no such block")
+
+
+def by_name(fault: str) -> PlantedBug:
+    return next(bug for bug in PLANTED_BUGS if bug.fault == fault)
+
+
+@pytest.mark.parametrize("fault", CHEAP)
+def test_planted_fault_is_caught(fault: str) -> None:
+    verdict = run_planted(by_name(fault))
+    assert verdict.caught, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [bug.fault for bug in PLANTED_BUGS if bug.fault not in CHEAP])
+def test_other_planted_fault(fault: str) -> None:
+    verdict = run_planted(by_name(fault))
+    assert verdict.caught == (not verdict.survives), verdict
+
+
+def test_every_fault_is_different_and_in_its_module_once() -> None:
+    assert len({bug.fault for bug in PLANTED_BUGS}) == len(PLANTED_BUGS) >= 40
+    for bug in PLANTED_BUGS:
+        assert bug.certificate in CERTIFICATES
+        text = Path(probinf.__file__).parent.joinpath(*bug.module.split(".")).with_suffix(".py").read_text()
+        assert text.count(bug.old) == 1, bug.fault
+
+
+def test_planting_leaves_the_library_alone() -> None:
+    before = {name: module for name, module in sys.modules.items() if name.startswith("probinf")}
+    with planted(by_name("evidence not banked")) as mutant:
+        assert "resample" in mutant.CERTIFICATES
+        assert sys.modules["probinf.core._resample"] is not before["probinf.core._resample"]
+    after = {name: module for name, module in sys.modules.items() if name.startswith("probinf")}
+    assert before == after
+    assert probinf is sys.modules["probinf"]
+
+
+def test_a_text_that_is_not_there_is_refused() -> None:
+    bug = PlantedBug("nothing", "core._resample", "no such text", "", "resample")
+    with pytest.raises(ValueError, match="occurs 0 times"), planted(bug):
+        pass
+
+
+def test_a_certificate_in_short() -> None:
+    with jax.enable_x64(True):
+        row = run_certificate("mhg, finite")
+    assert row.passed
+    assert row.kernel_error < 1e-12
+    assert row.false_alarm_rate == 0
+
+
+PLANTED = {"num": 20, "caught": 20, "missed": [], "harmless": [], "false_alarm_rate": 1e-5}
+FOUND = {
+    "num": 30,
+    "failed": [],
+    "num_checks": 200,
+    "false_alarm_rate": 1e-5,
+    "largest_kernel_error": 1e-16,
+    "largest_algorithm_error": 1e-15,
+}
+
+
+def judged(**changes):
+    metrics = {"certificates": FOUND, "kernels": PLANTED, "parts": PLANTED, "algorithms": PLANTED} | changes
+    return [claim.holds for claim in experiment.claims(metrics)]
+
+
+def test_claims() -> None:
+    assert judged() == [True, True, True]
+    assert judged(certificates=FOUND | {"failed": ["hmc"]}) == [False, True, True]
+    assert judged(certificates=FOUND | {"largest_kernel_error": 1e-11}) == [True, False, True]
+    assert judged(certificates=FOUND | {"largest_algorithm_error": None}) == [True, False, True]
+    assert judged(parts=PLANTED | {"caught": 16, "missed": ["a"]}) == [True, True, False]
+    assert judged(parts=PLANTED | {"caught": 17, "missed": ["a"]}) == [True, True, True]
+    assert judged(parts=PLANTED | {"false_alarm_rate": 2e-3}) == [True, True, False]
