@@ -9,11 +9,12 @@ import jax
 from rich.progress import track
 
 from probinf.experiments._certificates_algorithms import ALGORITHMS
+from probinf.experiments._certificates_jumps import JUMPS
 from probinf.experiments._certificates_kernels import KERNELS
 from probinf.experiments._certificates_parts import PARTS
 from probinf.validity import Report
 
-CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **ALGORITHMS}
+CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **JUMPS, **ALGORITHMS}
 
 
 def certify(name: str) -> Report:

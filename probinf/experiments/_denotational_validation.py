@@ -12,12 +12,13 @@ from typing import Any
 from probinf.experiments._certificates import CERTIFICATES
 from probinf.experiments._claims import Claim, below
 from probinf.experiments._page import Part, Section, Table
-from probinf.experiments._planted_bugs import ALGORITHM_BUGS, KERNEL_BUGS, PART_BUGS, PlantedBug
+from probinf.experiments._planted_bugs import ALGORITHM_BUGS, JUMP_BUGS, KERNEL_BUGS, PART_BUGS, PlantedBug
 from probinf.experiments._planting import Verdict, in_processes, run_certificate, run_planted
 from probinf.experiments._workspace import Workspace
 
 BUGS: Mapping[str, tuple[PlantedBug, ...]] = {
     "kernels": KERNEL_BUGS,
+    "jumps": JUMP_BUGS,
     "parts": PART_BUGS,
     "algorithms": ALGORITHM_BUGS,
 }

@@ -105,6 +105,37 @@ KERNEL_BUGS = (
     ),
 )
 
+JUMP_BUGS = (
+    PlantedBug(
+        "density of the newborn left out",
+        "samplers._birth_death",
+        "return jnp.where(born, jnp.sum(law.log_prob(move.noise)), zero)",
+        "return zero",
+        "birth_death",
+    ),
+    PlantedBug(
+        "probability of the move left out",
+        "samplers._trans_dimensional",
+        "return log_choice.astype(dtype) + jnp.where(stays",
+        "return 0 * log_choice.astype(dtype) + jnp.where(stays",
+        "birth_death, subsets",
+    ),
+    PlantedBug(
+        "Jacobian of the split left out",
+        "samplers._split_merge",
+        "log_det = jnp.where(place.splits, log_det_split, log_det_merge)",
+        "log_det = jnp.zeros(())",
+        "split_merge",
+    ),
+    PlantedBug(
+        "Jacobian of the merge upside down",
+        "samplers._split_merge",
+        "log_det = jnp.where(place.splits, log_det_split, log_det_merge)",
+        "log_det = jnp.where(place.splits, log_det_split, -log_det_merge)",
+        "split_merge",
+    ),
+)
+
 PART_BUGS = (
     PlantedBug(
         "wrong rotation in threefry", "core._particle_keys", "(13, 15, 26, 6)", "(13, 15, 26, 7)", "random numbers"
@@ -363,4 +394,4 @@ ALGORITHM_BUGS = (
     ),
 )
 
-PLANTED_BUGS = (*KERNEL_BUGS, *PART_BUGS, *ALGORITHM_BUGS)
+PLANTED_BUGS = (*KERNEL_BUGS, *JUMP_BUGS, *PART_BUGS, *ALGORITHM_BUGS)

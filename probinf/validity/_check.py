@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from probinf.core import Kernel, PRNGKey, Target
@@ -66,7 +67,7 @@ def check(
         if involutive:
             found = found + balance(point_key, kernel, whole, exact.draw, subject=name)
         checks = (key_reuse(_one_step(kernel, exact), step_key, subject=name),)
-        if target is not None:
+        if target is not None and _is_continuous(exact):
             checks = (*checks, gradient_check(gradient_key, whole, exact.draw, subject=name))
         report = report + found + Report(checks)
     return report
@@ -83,6 +84,12 @@ def _cases(target: Target | None, draw: Callable | None) -> list[tuple[str, Targ
     if target.sample_prior is None:
         raise ValueError("`target` has no `sample_prior`: pass `draw`, which draws from the target exactly")
     return [("target (laws of draws at the prior)", target, ExactTarget(target.at_temperature(0.0), target.draw_prior))]
+
+
+def _is_continuous(exact: ExactTarget) -> bool:
+    """Whether all leaves of a position are floating."""
+    position = jax.eval_shape(exact.draw, jax.random.key(0))
+    return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(position))
 
 
 def _one_step(kernel: Kernel, exact: ExactTarget) -> Callable:
