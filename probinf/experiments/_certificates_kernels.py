@@ -10,29 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from probinf import samplers, validity
 from probinf.core import Kernel, Target, categorical, choose, standard_normal
+from probinf.experiments._tour_validity import scaling
 from probinf.validity import Report
 
 CHAINS = 20_000
-
-
-class _Scaling(eqx.Module):
-    """(x, v) -> (x e^v, -v) in every coordinate, of log-determinant d v."""
-
-    def __call__(self, target: Target, state: Any, v: Array) -> tuple[Any, Array, Array]:
-        moved = samplers.relocate(target, state, state.position * jnp.exp(v))
-        return moved, -v, state.position.size * v
-
-
-class _Spread(eqx.Module):
-    """v ~ N(0, .7^2)."""
-
-    def sample(self, key: Array, target: Target, state: Any) -> Float[Array, ""]:
-        del target
-        return 0.7 * standard_normal(key, (), state.position.dtype)
-
-    def log_prob(self, target: Target, state: Any, v: Array) -> Float[Array, ""]:
-        del target, state
-        return -0.5 * (v / 0.7) ** 2
 
 
 class _Leaning(eqx.Module):
@@ -140,7 +121,7 @@ KERNELS: Mapping[str, Callable[[], Report]] = {
     **_everywhere("hmc", lambda: samplers.hmc(0.5, 3)),
     "hmc, full matrix": _checked(_dense),
     **_everywhere("mala", lambda: samplers.mala(0.8)),
-    "mhg, scaling": _checked(lambda: samplers.mhg(_Spread(), _Scaling())),
+    "mhg, scaling": _checked(scaling),
     "mhg, finite": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,
     "tempered target": _tempered,

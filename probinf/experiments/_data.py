@@ -18,8 +18,9 @@ def load(name: str) -> Dataset:
     """Reads a CSV that ships with probinf.
 
     Args:
-        name: `"diabetes"` (442 x 11, the last column is the response; Efron et al. 2004) or `"nile"` (100 x 2:
-            year and flow; Cobb 1978).
+        name: `"coal"` (112 x 2: year and disasters; Jarrett 1979), `"diabetes"` (442 x 11, the last column is the
+            response; Efron et al. 2004), `"galaxies"` (82 x 1: velocities; Roeder 1990) or `"nile"` (100 x 2: year
+            and flow; Cobb 1978).
 
     Returns:
         The column names and the numbers, in raw units.

@@ -33,15 +33,17 @@ class Config:
     Attributes:
         seed: names the run only: certificates have seeds of their own, so that they say the same everywhere.
         every: of the planted faults of a kind, each so many-th is tried.
+        all_targets: whether kernels are certified on more targets than the skewed one.
         num_processes: how many run at once.
     """
 
     seed: int = 0
-    every: int = 3
+    every: int = 4
+    all_targets: bool = False
     num_processes: int = 2
 
 
-SCALES: Mapping[str, Config] = {"quick": Config(), "full": Config(every=1)}
+SCALES: Mapping[str, Config] = {"quick": Config(), "full": Config(every=1, all_targets=True)}
 
 
 def run(config: Config, workspace: Workspace) -> dict[str, Part]:
@@ -54,8 +56,9 @@ def run(config: Config, workspace: Workspace) -> dict[str, Part]:
 
 
 def _certificates(config: Config, workspace: Workspace) -> Part:
-    workspace.say(f"certificates of {len(CERTIFICATES)} blocks")
-    rows = in_processes(run_certificate, list(CERTIFICATES), config.num_processes)
+    names = [name for name in CERTIFICATES if config.all_targets or not name.endswith(("two modes", "correlated"))]
+    workspace.say(f"{len(names)} certificates")
+    rows = in_processes(run_certificate, names, config.num_processes)
     metrics = {
         "num": len(rows),
         "failed": [row.name for row in rows if not row.passed],

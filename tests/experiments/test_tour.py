@@ -189,7 +189,7 @@ def test_a_small_tour_from_end_to_end(tmp_path, monkeypatch):
     outcome = run_experiment("tour", out=tmp_path / "tour", say=said.append)
     broken = [claim.text for claim in outcome.claims if not claim.holds]
     assert not broken
-    assert len(outcome.claims) == 10
+    assert len(outcome.claims) == 11
     page = outcome.report.read_text()
     assert page.count("<svg ") == 6
     assert "s1" in page
