@@ -106,7 +106,7 @@ def _online() -> Report:
     table = jnp.array([[0.5, -1.0], [2.0, 0.3]])
 
     def additive(t: Array, x_prev: Array | None, x: Array) -> Array:
-        return jnp.array([1.0, 3.0])[x] if x_prev is None else table[x_prev, x] * (t + 1)
+        return jnp.array([1.0, 3.0])[x] if x_prev is None else table[x_prev, x] * jnp.asarray(t + 1, table.dtype)
 
     def run(key: Any) -> Array:
         out = samplers.paris(key, model, additive, num_particles=2, num_backward=1, ess_threshold=1.0)

@@ -116,6 +116,11 @@ def _mark(good: bool) -> str:
     return "✓" if good else "✗"
 
 
+def _number(value: float | None) -> str:
+    """What was not finite was stored as nothing."""
+    return "not finite" if value is None else f"{value:.1e}"
+
+
 def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     """What the certificates and the planted faults say."""
     found = metrics["certificates"]
@@ -135,7 +140,7 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
         Claim(
             "Enumerated laws hold to rounding.",
             "kernels to 1e-12, algorithms to 1e-6",
-            f"{found['largest_kernel_error']:.1e} and {found['largest_algorithm_error']:.1e}",
+            f"{_number(found['largest_kernel_error'])} and {_number(found['largest_algorithm_error'])}",
             "largest error of any enumerated law",
             below(found["largest_kernel_error"], 1e-12) and below(found["largest_algorithm_error"], 1e-6),
         ),
