@@ -6,7 +6,6 @@ All of them run in float64, where enumeration is right to twelve digits.
 from collections.abc import Callable, Mapping
 
 import jax
-from rich.progress import track
 
 from probinf.experiments._certificates_algorithms import ALGORITHMS
 from probinf.experiments._certificates_jumps import JUMPS
@@ -30,12 +29,3 @@ def certify(name: str) -> Report:
         raise ValueError(f"`name` is {name!r}; needed one of {', '.join(CERTIFICATES)}")
     with jax.enable_x64(True):
         return Report(CERTIFICATES[name]().checks, name)
-
-
-def certify_all(*, progress: bool = False) -> dict[str, Report]:
-    """The reports of all blocks, by name.
-
-    Args:
-        progress: whether a bar is drawn.
-    """
-    return {name: certify(name) for name in track(CERTIFICATES, "checking", disable=not progress)}

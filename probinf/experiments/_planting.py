@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from probinf.experiments._planted_bugs import PlantedBug
 
 PACKAGE = __name__.partition(".")[0]
@@ -29,7 +31,7 @@ class Verdict(NamedTuple):
     Attributes:
         fault: the fault, in words.
         certificate: the certificate that was run.
-        caught: whether a check failed, or the mutant raised an error.
+        caught: whether a check failed; a mutant that raises an error is not counted.
         by: the law that failed first, and what was found; or the error.
         false_alarm_rate: of the certificate.
         survives: why no check could see it; empty where one should.
@@ -107,7 +109,7 @@ def run_planted(bug: PlantedBug) -> Verdict:
             report = certificates.certify(bug.certificate)
         except (ValueError, TypeError, ArithmeticError, IndexError) as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-            return Verdict(bug.fault, bug.certificate, True, said, 0.0, bug.survives)
+            return Verdict(bug.fault, bug.certificate, False, said, 0.0, bug.survives)
     failed = report.failures
     by = f"{failed[0].law}: {failed[0].found:.3g} > {failed[0].bound:.3g}" if failed else "nothing"
     return Verdict(bug.fault, bug.certificate, bool(failed), by, report.false_alarm_rate, bug.survives)
@@ -156,9 +158,13 @@ def run_certificate(name: str) -> Certified:
         f"{bounded[at].law}, {bounded[at].subject}",
         shares[at],
         report.false_alarm_rate,
-        max((check.found for check in exact if check.law in KERNEL_LAWS), default=0.0),
-        max((check.found for check in exact if check.law in ALGORITHM_LAWS), default=0.0),
+        _largest([check.found for check in exact if check.law in KERNEL_LAWS]),
+        _largest([check.found for check in exact if check.law in ALGORITHM_LAWS]),
     )
+
+
+def _largest(values: list[float]) -> float:
+    return float(np.max(values, initial=0.0))  # NaN if one is
 
 
 def in_processes(function: Callable[[Any], Any], items: Sequence[Any], num_processes: int) -> list[Any]:

@@ -90,8 +90,14 @@ _ALL = (
         "probinf.experiments._smc_samplers",
     ),
     Experiment(
+        "reversible-jump",
+        "Reversible jump, 64 chains at once, gives the exact probabilities of variables, change points and components.",
+        "Green 1995; Richardson and Green 1997; Liang et al. 2008; Fearnhead 2006",
+        "probinf.experiments._reversible_jump",
+    ),
+    Experiment(
         "denotational-validation",
-        "Every block keeps its law, and faults planted in the source of the library are caught.",
+        "The blocks of the library keep their laws, and faults planted in its source are caught.",
         "Scibior et al. 2018; Tierney 1998; Green 1995",
         "probinf.experiments._denotational_validation",
     ),

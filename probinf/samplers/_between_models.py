@@ -4,7 +4,7 @@ A jump maps $(\theta, u)$ in its source one to one to $(\theta', u')$ in its des
 $u' \sim q'$; of nested models the larger needs no noise. Green (1995), section 3.3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from probinf.core import is_concrete
+from probinf.core import is_concrete, whole_number
 from probinf.core._types import PRNGKey
 from probinf.samplers._birth_death import is_law
 from probinf.samplers._mhg import MHG
@@ -45,6 +45,26 @@ class ModelJump(eqx.Module):
     backward_noise: Any = None
     log_det: Callable[..., Any] | None = None
 
+    def __check_init__(self) -> None:
+        """Raises `TypeError` or `ValueError`, with the name of the argument, for what cannot be a jump."""
+        whole_number("source", self.source)
+        whole_number("destination", self.destination)
+        for name, value in (("forward", self.forward), ("backward", self.backward)):
+            if not callable(value):
+                raise TypeError(
+                    f"`{name}` must be a function `(parameters, noise) -> (parameters, noise)`, but is {value!r}"
+                )
+        for name, law in (("forward_noise", self.forward_noise), ("backward_noise", self.backward_noise)):
+            if law is not None and not is_law(law):
+                raise TypeError(
+                    f"`{name}` must be a law of noise, with `sample` and `log_prob`, or None, but is {law!r}"
+                )
+        if not (self.log_det is None or callable(self.log_det)):
+            raise TypeError(
+                f"`log_det` must be a function `(parameters, noise)`, or None, but is {self.log_det!r}: for a constant "
+                "write `lambda parameters, noise: constant`"
+            )
+
 
 class BetweenModels(eqx.Module):
     """The moves of `between_models`: choice 2j is jump j forward, 2j + 1 backward.
@@ -58,14 +78,15 @@ class BetweenModels(eqx.Module):
     weights: Array
 
     def probabilities(self, position: TransDimensional) -> Float[Array, " moves"]:
-        """In proportion to the weights, of the jumps from this model."""
+        """In proportion to the weights, of the jumps from this model; NaN if a weight is not positive and finite."""
         ends = jnp.asarray(
             [end for jump in self.jumps for end in (jump.source, jump.destination)], position.model.dtype
         )
         weights = jnp.repeat(self.weights.astype(floating_type(position)), 2)
+        valid = jnp.all((weights > 0) & jnp.isfinite(weights))
         weights = jnp.where(ends == position.model, weights, 0)
         total = jnp.sum(weights)
-        return weights / jnp.where(total == 0, 1, total)
+        return jnp.where(valid, weights / jnp.where(total == 0, 1, total), jnp.nan)
 
     def sample_noise(self, key: PRNGKey, position: TransDimensional, choice: Int[Array, ""]) -> Float[Array, " noise"]:
         """The noise of the jump, as one vector padded with zeros."""
@@ -144,33 +165,42 @@ def between_models(jumps: Sequence[ModelJump], masks: PyTree[Any], *, weights: A
         jumps: such as `ModelJump(0, 1, forward, backward, forward_noise=law)`.
         masks: [num_models, capacity] bool, which parameters each model has; or a pytree prefix of the parameters of
             such masks, whose axes after the first are the leading axes of the parameters.
-        weights: [jumps], positive; None for equal ones.
+        weights: [jumps], positive; None for equal ones. Traced ones that are not are flagged `DIVERGENT` at every step,
+            and the chain stays.
         check: as for `mhg`.
 
     Returns:
         A `Kernel` on positions `TransDimensional`.
 
     Raises:
-        ValueError: no jumps, a model outside the table, weights of a wrong shape or sign, or a log-determinant given
-            for some jumps only.
-        TypeError: a law of noise lacks `sample` or `log_prob`.
+        ValueError: no jumps, a model outside the table, masks or weights of a wrong shape, weights that are not
+            positive, or a log-determinant given for some jumps only.
+        TypeError: `jumps` holds something else, masks are not of type bool, or weights are no real numbers.
     """
-    jumps, space = tuple(jumps), ModelTable(jax.tree.map(jnp.asarray, masks))
+    if not isinstance(jumps, Iterable):
+        raise TypeError(f"`jumps` must be a sequence of `ModelJump`, but is {jumps!r}: put it into a list")
+    jumps, space = tuple(jumps), ModelTable(masks)
     if not jumps:
         raise ValueError("`jumps` is empty: needed at least one `ModelJump`")
-    for jump in jumps:
+    for i, jump in enumerate(jumps):
+        if not isinstance(jump, ModelJump):
+            raise TypeError(f"`jumps[{i}]` must be a `ModelJump(source, destination, ...)`, but is {jump!r}")
         if not (0 <= jump.source < space.num_models and 0 <= jump.destination < space.num_models):
             raise ValueError(
-                f"a jump goes from model {jump.source} to {jump.destination}, but `masks` has {space.num_models} models"
+                f"`jumps[{i}]` goes from model {jump.source} to {jump.destination}, but `masks` has {space.num_models} "
+                "models: count from 0, or add a row to `masks`"
             )
-        for law in (jump.forward_noise, jump.backward_noise):
-            if law is not None and not is_law(law):
-                raise TypeError(f"a law of noise needs `sample` and `log_prob`, but is a {type(law).__name__}")
     if len({jump.log_det is None for jump in jumps}) == 2:
         raise ValueError("`log_det` is given for some jumps and not for others: give it for all, or for none")
-    weights = jnp.ones(len(jumps)) if weights is None else jnp.asarray(weights)
-    if weights.shape != (len(jumps),) or (is_concrete(weights) and not np.all(weights > 0)):
-        raise ValueError(f"`weights` must be {len(jumps)} positive numbers, one a jump, but are {weights}")
+    weights = jnp.ones(len(jumps)) if weights is None else weights
+    needed = f"`weights` must be {len(jumps)} positive numbers, one a jump, but is {weights!r}"
+    if not all(eqx.is_array_like(leaf) and not np.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
+        raise TypeError(needed)
+    weights = jnp.asarray(weights)
+    if weights.shape != (len(jumps),):
+        raise ValueError(needed)
+    if is_concrete(weights) and not np.all((weights > 0) & (weights < np.inf)):
+        raise ValueError(f"{needed}: leave out a jump that is never to be made")
     return trans_dimensional(BetweenModels(jumps, weights), space, check=check)
 
 

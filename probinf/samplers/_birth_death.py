@@ -115,14 +115,17 @@ def birth_death(
         A `Kernel` on positions `TransDimensional`.
 
     Raises:
-        TypeError: `space` has no slots.
-        ValueError: a concrete `birth_probability` is not in (0, 1).
+        TypeError: `space` has no slots, `proposal` is no law, or `death_weights` no function.
+        ValueError: `birth_probability` is no scalar, or concrete and not in (0, 1).
     """
-    return trans_dimensional(
-        BirthDeath(proposal, require_slots(space), require_probability(birth_probability), death_weights),
-        space,
-        check=check,
-    )
+    if not (proposal is None or is_law(proposal) or callable(proposal)):
+        raise TypeError(
+            "`proposal` must have `sample` and `log_prob`, or be a function `(position, slot)` that returns such a "
+            f"law, or None, but is {proposal!r}"
+        )
+    require_weights("death_weights", death_weights, "[capacity]")
+    probability = require_probability("birth_probability", birth_probability)
+    return trans_dimensional(BirthDeath(proposal, require_slots(space), probability, death_weights), space, check=check)
 
 
 def slot_moves(
@@ -156,16 +159,32 @@ def require_slots(space: Any) -> Slots:
         TypeError: it has no slots.
     """
     if not isinstance(space, Slots):
-        raise TypeError(f"`space` must be `Components` or `Subsets`, but is a {type(space).__name__}")
+        raise TypeError(f"`space` must be such as `Components(10)` or `Subsets(10)`, but is {space!r}")
     return space
 
 
-def require_probability(value: Any) -> Array:
+def require_weights(name: str, weights: Any, shape: str) -> None:
+    """Raises `TypeError`, with its name, for weights that are neither a function nor None."""
+    if not (weights is None or callable(weights)):
+        raise TypeError(
+            f"`{name}` must be a function of the position that returns {shape} weights, or None, but is {weights!r}: "
+            "for constant weights write `lambda position: weights`"
+        )
+
+
+def require_probability(name: str, value: Any) -> Array:
     """The scalar as an array.
 
+    Args:
+        name: what the caller calls it, for the error.
+        value: a scalar; a traced one is not looked at.
+
     Raises:
-        ValueError: it is concrete and not strictly between 0 and 1.
+        ValueError: it is no real scalar, or concrete and not strictly between 0 and 1.
     """
-    if is_concrete(value) and not (np.ndim(value) == 0 and 0 < value < 1):
-        raise ValueError(f"the probability of a move up must be a scalar between 0 and 1, but is {value}")
+    scalar = eqx.is_array_like(value) and np.ndim(value) == 0 and not np.iscomplexobj(value)
+    if not scalar or (is_concrete(value) and not 0 < value < 1):
+        raise ValueError(
+            f"`{name}` must be a scalar between 0 and 1, but is {value!r}: 0.5 tries moves up and down alike"
+        )
     return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)

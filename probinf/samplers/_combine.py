@@ -4,26 +4,42 @@ $\pi K_1 = \pi$ and $\pi K_2 = \pi$ give $\pi K_1 K_2 = \pi$ and $\pi (p K_1 + (
 mixture of reversible kernels is reversible, a cycle in general is not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from probinf.core import Kernel, Point, Status, Target, choose, cond, is_concrete, point_log_density, unwrap_key
+from probinf.core import (
+    Kernel,
+    Point,
+    Status,
+    Target,
+    choose,
+    cond,
+    flag,
+    is_concrete,
+    is_fatal,
+    point_log_density,
+    unwrap_key,
+)
 from probinf.core._choices import categorical
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._mhg import MHGState
+
+# By how much the sum of given probabilities may differ from 1.
+SUM_TOLERANCE = 1e-5
 
 
 class CombinedInfo(NamedTuple):
     """One transition of a cycle or a mixture.
 
     Attributes:
-        acceptance_rate: [], the mean over the kernels that ran.
+        acceptance_rate: [], the mean over the kernels of a cycle, NaN if one of them is; of a mixture, that of the
+            kernel that ran, and 0 where its probabilities were no law.
         acceptance_rates: [kernels], of each kernel; NaN for one that did not run.
         log_density: [] of the new state, up to the constant of the target.
         divergent: [] bool, whether a kernel diverged.
@@ -57,7 +73,7 @@ class Cycle(eqx.Module):
             state, info = kernel.step(key_kernel, target, state)
             rates.append(info.acceptance_rate)
             status |= info.status
-        return state, _info(target, state, jnp.stack(rates), status)
+        return state, _info(target, state, jnp.mean(jnp.stack(rates)), jnp.stack(rates), status)
 
 
 class Mixture(eqx.Module):
@@ -76,9 +92,15 @@ class Mixture(eqx.Module):
         return _shared_state(self.kernels, key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, CombinedInfo]:
-        """One transition of one kernel. Leaves the target invariant; reversible if all kernels are."""
+        """One transition of one kernel. Leaves the target invariant; reversible if all kernels are.
+
+        Probabilities that are no law leave the state where it is, flagged `DIVERGENT`.
+        """
         key_which, key_step = jax.random.split(key)
-        which = choose(key_which, categorical, self.probabilities[None])[0]
+        valid = _is_law(self.probabilities)
+        # Where it is no law any choice will do, since its step is not kept.
+        law = jnp.where(valid, self.probabilities, 1 / len(self.kernels))
+        which = choose(key_which, categorical, law[None])[0]
         bits, restore = unwrap_key(key_step)
 
         def branch(kernel: Kernel) -> Callable[..., Any]:
@@ -89,8 +111,12 @@ class Mixture(eqx.Module):
             return run
 
         new, rate, status = _switch(which, [branch(kernel) for kernel in self.kernels], bits, state)
-        rates = jnp.where(jnp.arange(len(self.kernels), dtype=which.dtype) == which, rate, jnp.nan)
-        return new, _info(target, new, rates, status)
+        refused = flag(Status.DIVERGENT, ~valid & ~is_fatal(state.status))
+        point = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new.point, state.point)
+        state = MHGState(point, jnp.where(valid, new.status, state.status | refused))
+        ran = (jnp.arange(len(self.kernels), dtype=which.dtype) == which) & valid
+        rates = jnp.where(ran, rate, jnp.nan)
+        return state, _info(target, state, jnp.where(valid, rate, 0), rates, jnp.where(valid, status, refused))
 
 
 def cycle(*kernels: Kernel) -> Cycle:
@@ -119,33 +145,52 @@ def mixture(kernels: Sequence[Kernel], probabilities: Any = None) -> Mixture:
 
     Args:
         kernels: kernels of one state type, `MHGState`.
-        probabilities: [kernels], non-negative, of sum 1; None for equal ones.
+        probabilities: [kernels], non-negative, of sum 1; None for equal ones. Traced ones that are not are flagged
+            `DIVERGENT` at every step, and the chain stays.
 
     Returns:
         A `Kernel` with the array leaf `probabilities`.
 
     Raises:
         ValueError: no kernel is given, or `probabilities` has another shape, or is concrete and no law.
-        TypeError: one is no kernel, or (at `init`) has another state.
+        TypeError: `kernels` is no sequence, one is no kernel or (at `init`) has another state, or `probabilities` are
+            no real numbers.
     """
+    if not isinstance(kernels, Iterable):
+        raise TypeError(f"`kernels` must be a sequence of kernels, but is {kernels!r}: write `mixture([one, two])`")
     kernels = _checked(tuple(kernels))
     if probabilities is None:
         return Mixture(kernels, jnp.full(len(kernels), 1 / len(kernels)))
-    if np.shape(probabilities) != (len(kernels),):
-        raise ValueError(f"`probabilities` has shape {np.shape(probabilities)}, but there are {len(kernels)} kernels")
+    if not all(eqx.is_array_like(leaf) and not np.iscomplexobj(leaf) for leaf in jax.tree.leaves(probabilities)):
+        raise TypeError(f"`probabilities` must be {len(kernels)} real numbers, one a kernel, but is {probabilities!r}")
+    law = jnp.asarray(probabilities)
+    if law.shape != (len(kernels),):
+        raise ValueError(
+            f"`probabilities` has shape {law.shape}, but there are {len(kernels)} kernels: give one number for each"
+        )
     if is_concrete(probabilities):
         values = np.asarray(probabilities, np.float64)
-        if not (np.all(values >= 0) and abs(values.sum() - 1) < 1e-5):
-            raise ValueError(f"`probabilities` must be non-negative and have sum 1, but are {values.tolist()}")
-    return Mixture(kernels, jnp.asarray(probabilities))
+        if not (np.all(values >= 0) and abs(values.sum() - 1) < SUM_TOLERANCE):
+            raise ValueError(
+                f"`probabilities` must be non-negative and have sum 1, but are {values.tolist()}: divide by their sum"
+            )
+    return Mixture(kernels, law if jnp.issubdtype(law.dtype, jnp.floating) else law.astype(jnp.result_type(float)))
+
+
+def _is_law(probabilities: Float[Array, " kernels"]) -> Bool[Array, ""]:
+    """Whether they are non-negative and have sum 1, up to rounding."""
+    tolerance = max(SUM_TOLERANCE, float(jnp.finfo(probabilities.dtype).eps) ** 0.5)
+    return jnp.all(probabilities >= 0) & (jnp.abs(jnp.sum(probabilities) - 1) <= tolerance)
 
 
 def _checked(kernels: tuple[Any, ...]) -> tuple[Any, ...]:
     if not kernels:
-        raise ValueError("needed at least one kernel")
-    for kernel in kernels:
+        raise ValueError("`kernels` is empty: needed at least one kernel, such as `random_walk(0.5)`")
+    for i, kernel in enumerate(kernels):
+        if isinstance(kernel, type):
+            raise TypeError(f"`kernels[{i}]` is the class {kernel.__name__}: give a kernel, such as `random_walk(0.5)`")
         if not isinstance(kernel, Kernel):
-            raise TypeError(f"needed kernels, with methods `init` and `step`, but got a {type(kernel).__name__}")
+            raise TypeError(f"`kernels[{i}]` must be a kernel, with methods `init` and `step`, but is {kernel!r}")
     return kernels
 
 
@@ -172,7 +217,7 @@ def _switch(index: Int[Array, ""], branches: list[Callable[..., Any]], *operands
     return cond(index == 0, branches[0], lambda *rest: _switch(index - 1, branches[1:], *rest), *operands)
 
 
-def _info(target: Target, state: MHGState, rates: Float[Array, " kernels"], status: Array) -> CombinedInfo:
+def _info(target: Target, state: MHGState, rate: Array, rates: Float[Array, " kernels"], status: Array) -> CombinedInfo:
     log_density = point_log_density(target, state.point)
     divergent = (status & jnp.uint32(int(Status.DIVERGENT))) != 0
-    return CombinedInfo(jnp.nanmean(rates), rates, log_density, divergent, status)
+    return CombinedInfo(rate, rates, log_density, divergent, status)

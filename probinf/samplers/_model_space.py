@@ -77,9 +77,7 @@ class Components(eqx.Module):
 
     def __check_init__(self) -> None:
         """Raises `ValueError` unless 0 <= minimum <= capacity, and capacity is positive."""
-        whole_number("capacity", self.capacity, 1)
-        if whole_number("minimum", self.minimum) > self.capacity:
-            raise ValueError(f"`minimum` is {self.minimum}, but there are only {self.capacity} slots: raise `capacity`")
+        _require_room(self.capacity, self.minimum)
 
     def active(self, model: Array) -> Bool[Array, " capacity"]:
         """The first `model` slots."""
@@ -128,6 +126,10 @@ class Subsets(eqx.Module):
     capacity: int = eqx.field(static=True)
     minimum: int = eqx.field(static=True, default=0)
 
+    def __check_init__(self) -> None:
+        """Raises `ValueError` unless 0 <= minimum <= capacity, and capacity is positive."""
+        _require_room(self.capacity, self.minimum)
+
     def active(self, model: Array) -> Bool[Array, " capacity"]:
         """The model itself."""
         if jnp.shape(model) != (self.capacity,) or jnp.result_type(model) != jnp.bool_:
@@ -158,14 +160,35 @@ class Subsets(eqx.Module):
         return jnp.where(_indices(self.capacity, slot) == slot, value, model)
 
 
+def _as_masks(masks: PyTree[Any]) -> PyTree[Any]:
+    """The masks as arrays, or an error that says what is wrong with them."""
+    needed = "needed bool arrays [num_models, ...], such as `jnp.array([[True, False], [True, True]])`"
+    leaves = jax.tree.leaves(masks)
+    for leaf in leaves:
+        if not eqx.is_array_like(leaf) or jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(f"`masks` has the leaf {leaf!r}, which is not of type bool; {needed}")
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"`masks` has the scalar leaf {leaf!r}; {needed} (lists count as pytrees)")
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if len({shape[0] for shape in shapes}) != 1 or shapes[0][0] == 0:
+        raise ValueError(
+            f"`masks` has leaves of shapes {shapes}; {needed}, of as many models in each leaf, at least one"
+        )
+    return jax.tree.map(jnp.asarray, masks)
+
+
 class ModelTable(eqx.Module):
     """A fixed list of models: `model` is the index of one.
 
     Attributes:
         masks: pytree prefix of the parameters; a leaf `[num_models, ...]` bool masks by `leaf[model]`.
+
+    Raises:
+        TypeError: a leaf is not of type bool.
+        ValueError: no leaf, a scalar leaf, or leaves of different numbers of models.
     """
 
-    masks: PyTree[Any]
+    masks: PyTree[Any] = eqx.field(converter=_as_masks)
 
     @property
     def num_models(self) -> int:
@@ -215,6 +238,12 @@ def spread(masks: PyTree[Any], tree: PyTree[Any]) -> PyTree[Any]:
 def without_padding(masks: PyTree[Any], tree: PyTree[Any]) -> PyTree[Any]:
     """The tree with zeros where its masks (a pytree prefix) are false."""
     return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)), spread(masks, tree), tree)
+
+
+def _require_room(capacity: Any, minimum: Any) -> None:
+    whole_number("capacity", capacity, 1)
+    if whole_number("minimum", minimum) > capacity:
+        raise ValueError(f"`minimum` is {minimum}, but there are only {capacity} slots: raise `capacity`")
 
 
 def _indices(num: int, like: Any) -> Array:

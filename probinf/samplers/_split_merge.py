@@ -18,7 +18,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from probinf.core._types import PRNGKey
-from probinf.samplers._birth_death import is_law, law_of, require_probability, require_slots, slot_moves
+from probinf.samplers._birth_death import (
+    is_law,
+    law_of,
+    require_probability,
+    require_slots,
+    require_weights,
+    slot_moves,
+)
 from probinf.samplers._mhg import MHG
 from probinf.samplers._model_space import Slots, component_at, put
 from probinf.samplers._trans_dimensional import Move, TransDimensional, floating_type, trans_dimensional
@@ -159,15 +166,21 @@ def split_merge(
         A `Kernel` on positions `TransDimensional`.
 
     Raises:
-        TypeError: `space` has no slots, or `split`, `merge` or `noise` is not what it should be.
-        ValueError: a concrete `split_probability` is not in (0, 1); at the first step, component and u together do
-            not have as many numbers as two components.
+        TypeError: `space` has no slots, or `split`, `merge`, `noise` or `merge_weights` is not what it should be.
+        ValueError: `split_probability` is no scalar, or concrete and not in (0, 1); at the first step, component and u
+            together do not have as many numbers as two components.
     """
-    if not (callable(split) and callable(merge)):
-        raise TypeError("`split` and `merge` must be functions")
+    if not callable(split):
+        raise TypeError(f"`split` must be a function `(component, u) -> (a, b)`, but is {split!r}")
+    if not callable(merge):
+        raise TypeError(f"`merge` must be a function `(a, b) -> (component, u)`, but is {merge!r}")
     if not (is_law(noise) or callable(noise)):
-        raise TypeError(f"`noise` needs `sample` and `log_prob`, but is a {type(noise).__name__}")
-    probability = require_probability(split_probability)
+        raise TypeError(
+            "`noise` must have `sample` and `log_prob`, or be a function `(position, slot)` that returns such a law, "
+            f"but is {noise!r}"
+        )
+    require_weights("merge_weights", merge_weights, "[capacity, capacity]")
+    probability = require_probability("split_probability", split_probability)
     moves = SplitMerge(split, merge, noise, require_slots(space), probability, merge_weights)
     return trans_dimensional(moves, space, check=check)
 

@@ -181,13 +181,14 @@ class _Temper(eqx.Module):
         else:
             log_likelihood = population.particles.point.log_likelihood.astype(before.dtype)
             after = next_temperature(population.weights, log_likelihood, before, self.target_ess)
-            stage = stage._replace(inverse_temperature=after)
+            stage = Stage(after, stage.factor, stage.step_sizes, stage.num_moves)
         rise = increment(before, stage.inverse_temperature)
         population, info = reweight(lambda _, state: rise * state.point.log_likelihood)(key, population, step)
         if self.schedule is None:
             # The spread at the new temperature, before resampling makes copies.
             rows = as_rows(population.particles.position)
-            stage = stage._replace(factor=spread_factor(population.weights, rows, dense=self.dense))
+            factor = spread_factor(population.weights, rows, dense=self.dense)
+            stage = Stage(stage.inverse_temperature, factor, stage.step_sizes, stage.num_moves)
         return with_changes(population, context=Tempering(stage, step_size)), info
 
 

@@ -40,6 +40,11 @@ def measure_law(run: Callable[[Any], PyTree], expected: np.ndarray, *, subject: 
         return run(key)
 
     found = np.asarray(enumerate_algorithm(with_a_coin).expectation(lambda value: value))
+    _require_double(found)
+    if found.shape != np.shape(expected):
+        raise ValueError(
+            f"`run` returns an array of shape {found.shape}; needed {np.shape(expected)}, that of `expected`"
+        )
     error = float(np.max(np.abs(found - expected) / np.max(np.abs(expected))))
     return Check("expected measure", subject, error, BOUND, 0.0, f"{BOUND:.0e}")
 
@@ -53,6 +58,7 @@ def evidence_law(run: Callable[[Any, FiniteModel], Array], model: FiniteModel, *
         subject: a name for the table.
     """
     law = enumerate_algorithm(lambda key: run(key, model))
+    _require_double(law.probabilities)
     error = abs(float(law.expectation(jnp.exp)) / float(path_masses(model).sum()) - 1)
     return Check("unbiased evidence", subject, error, BOUND, 0.0, f"{BOUND:.0e}")
 
@@ -74,6 +80,7 @@ def path_law(run: Callable[[Any, FiniteModel], tuple[Array, Array]], model: Fini
         return jnp.exp(log_evidence) * jnp.mean(same, axis=0, dtype=log_evidence.dtype)
 
     found = np.asarray(enumerate_algorithm(lambda key: run(key, model)).expectation(share))
+    _require_double(found)
     error = float(np.max(np.abs(found - masses.reshape(-1))) / masses.sum())
     return Check("law of paths", subject, error, BOUND, 0.0, f"{BOUND:.0e}")
 
@@ -93,6 +100,11 @@ def path_kernel_law(
     matrix = transition_matrix(step, _all_paths(model))
     stationary = jnp.asarray(masses / masses.sum())
     return matrix_checks(KernelMatrix(matrix, stationary), reversible=reversible, subject=subject)
+
+
+def _require_double(values: Any) -> None:
+    if np.asarray(values).dtype != np.float64:
+        raise ValueError("laws of algorithms need float64: run under `with jax.enable_x64(True)`")
 
 
 def _all_paths(model: FiniteModel) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from probinf.core import PRNGKey, Target
+from probinf.core import PRNGKey, Target, whole_number
 from probinf.validity._report import Check, Report
 
 LAWS = ("involution", "Jacobian", "balance", "fresh caches")
@@ -60,6 +60,7 @@ class _Errors(NamedTuple):
     jacobian: Array
     balance: Array
     caches: Array
+    rounding: Array
     usable: Array
 
 
@@ -83,19 +84,24 @@ def balance(
         subject: a name for the table.
 
     Returns:
-        A `Report` with a false-alarm rate of zero: the bounds are the square root of the rounding unit.
+        A `Report` with a false-alarm rate of zero. The bounds are the square root of the rounding unit; the error of
+        the balance is in nats, beyond what rounding of the log densities explains, and "resolution" fails where that
+        is over a tenth of a nat.
 
     Raises:
         TypeError: the kernel has no `as_mhg`.
     """
     if not isinstance(kernel, Involutive):
         raise TypeError(f"`kernel` is a {type(kernel).__name__} without `as_mhg()`; needed one made by `mhg`")
+    num_points = whole_number("num_points", num_points, 1)
     errors = _errors(kernel.as_mhg(), target, draw, jax.random.split(key, num_points))
     usable = np.asarray(errors.usable)
     name = subject or type(kernel).__name__
     bound = float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps))
+    rounding = np.asarray(errors.rounding, float)[usable]
     checks = [
-        Check("points", f"{name}: share not usable", float(1 - usable.mean()), 0.9, 0.0, "a kernel that never moves")
+        Check("points", f"{name}: share without flow", float(1 - usable.mean()), 0.9, 0.0, "a kernel that never moves"),
+        Check("resolution", f"{name}: rounding of log densities", float(np.max(rounding, initial=0)), 0.1, 0.0, "nats"),
     ]
     for law, values in zip(LAWS, errors[:4], strict=True):
         seen = np.asarray(values, float)[usable]
@@ -116,22 +122,27 @@ def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
         masks = _masks(mhg, state, v), _masks(mhg, there, v_there)
         derivative = _log_det(mhg, target, (state.position, v), masks)
 
-        def flow(key: PRNGKey, state: PyTree, v: PyTree) -> tuple[Array, Array]:
+        def flow(key: PRNGKey, state: PyTree, v: PyTree) -> Array:
+            """Log density, log q and log acceptance probability, which the kernel knows where it underflows."""
             given = eqx.tree_at(lambda kernel: kernel.auxiliary, mhg, _Given(mhg.auxiliary, v))
             _, info = given.step(key, target, state)
-            log_rate = jnp.log(info.acceptance_rate)
-            return target.log_density(state.position) + mhg.auxiliary.log_prob(target, state, v) + log_rate, log_rate
+            terms = target.log_density(state.position), mhg.auxiliary.log_prob(target, state, v)
+            return jnp.stack([*terms, jnp.minimum(-info.energy_error, 0)])
 
-        out, rate_out = flow(step_keys[0], state, v)
-        home, rate_home = flow(step_keys[1], fresh, v_there)
+        out, home = flow(step_keys[0], state, v), flow(step_keys[1], fresh, v_there)
         given = derivative if log_det is None else log_det
-        smallest = jnp.log(jnp.finfo(out.dtype).tiny) / 2
-        usable = jnp.isfinite(out) & jnp.isfinite(home) & (rate_out > smallest) & (rate_home > smallest)
+        # A point is of no use where nothing flows either way. Where it flows one way only, the error is infinite.
+        flows = jnp.stack([jnp.all(out > -jnp.inf), jnp.all(home > -jnp.inf)])
+        usable = jnp.any(flows)
+        rounding = 32 * jnp.finfo(out.dtype).eps * jnp.sum(jnp.abs(out[:2]) + jnp.abs(home[:2]))
+        error = jnp.abs(jnp.sum(jnp.where(usable, out - home, 0)) - derivative)
+        error = jnp.where(jnp.all(flows), jnp.maximum(error - rounding, 0), jnp.inf)
         return _Errors(
             involution=_distance((state.position, v), (back.position, v_back), masks[0]),
             jacobian=_distance(given, derivative),
-            balance=jnp.abs(out - home - derivative) / (1 + jnp.abs(out)),
+            balance=error,
             caches=_distance(there.point, fresh.point),
+            rounding=jnp.where(jnp.all(flows), rounding, 0),
             usable=usable,
         )
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from probinf.core import Kernel, PRNGKey, Target
+from probinf.validity._arguments import rate_between
 from probinf.validity._balance import Involutive, balance
 from probinf.validity._derivatives import gradient_check
 from probinf.validity._keys import key_reuse
@@ -36,8 +37,8 @@ def check(
     Args:
         kernel: a `Kernel`, ours or yours.
         target: what it is for; None is the targets of this room.
-        draw: key -> position, exactly from `target`. None is its prior: the law of draws is then checked of the target
-            at temperature zero, and the rest of `target` itself.
+        draw: key -> position, exactly from `target`. Without it a kernel made by `mhg` is checked at draws of the
+            prior: their law of the target at temperature zero, balance and gradient of `target` itself.
         num_steps: steps of each chain.
         num_chains: chains, at least 1000; four times as many see faults half as large.
         reversible: whether it is tested for reversibility; None tests kernels made by `mhg`.
@@ -49,19 +50,23 @@ def check(
 
     Raises:
         TypeError: `kernel` is no `Kernel`.
-        ValueError: neither exact draws nor a prior to draw from.
+        ValueError: neither exact draws nor a prior to draw from, or a bad size or rate.
     """
     if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` is {kernel!r}; needed an object with `init(key, target, position)` and `step`")
+    rate_between("false_alarm_rate", false_alarm_rate)
     involutive = isinstance(kernel, Involutive)
+    cases = _cases(target, draw, involutive=involutive)
+    _check_states(kernel, cases[0][2])
     options = {
         "num_steps": num_steps,
         "num_chains": num_chains,
         "reversible": involutive if reversible is None else reversible,
     }
     report = Report((), type(kernel).__name__)
-    for number, (name, whole, exact) in enumerate(_cases(target, draw)):
-        law_key, point_key, gradient_key, step_key = jax.random.split(jax.random.key(seed + number), 4)
+    for number, (name, whole, exact) in enumerate(cases):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 4)
+        law_key, point_key, gradient_key, step_key = keys
         rate = false_alarm_rate / (len(TARGETS) if target is None else 1)
         found = stationarity(law_key, kernel, exact.target, exact.draw, false_alarm_rate=rate, subject=name, **options)
         if involutive:
@@ -73,8 +78,10 @@ def check(
     return report
 
 
-def _cases(target: Target | None, draw: Callable | None) -> list[tuple[str, Target, ExactTarget]]:
+def _cases(target: Target | None, draw: Callable | None, *, involutive: bool) -> list[tuple[str, Target, ExactTarget]]:
     """Name, the target, and what there are exact draws of."""
+    if target is None and draw is not None:
+        raise ValueError("`draw` draws from `target`, which is not given: pass both")
     if target is None:
         return [(name, exact.target, exact) for name, exact in zip(TARGETS, map(exact_target, TARGETS), strict=True)]
     if not isinstance(target, Target):
@@ -83,7 +90,19 @@ def _cases(target: Target | None, draw: Callable | None) -> list[tuple[str, Targ
         return [("draws", target, ExactTarget(target, draw))]
     if target.sample_prior is None:
         raise ValueError("`target` has no `sample_prior`: pass `draw`, which draws from the target exactly")
+    if not involutive:
+        raise ValueError(
+            "`draw` is not given, and without exact draws of `target` only kernels with `as_mhg()` can be checked: "
+            "pass `draw`, or leave out `target` for targets that have exact draws"
+        )
     return [("target (laws of draws at the prior)", target, ExactTarget(target.at_temperature(0.0), target.draw_prior))]
+
+
+def _check_states(kernel: Kernel, exact: ExactTarget) -> None:
+    state = jax.eval_shape(lambda key: kernel.init(key, exact.target, exact.draw(key)), jax.random.key(0))
+    missing = [name for name in ("position", "status") if not hasattr(state, name)]
+    if missing:
+        raise TypeError(f"`kernel.init` returns {state!r} without {', '.join(missing)}: states need both, see `Kernel`")
 
 
 def _is_continuous(exact: ExactTarget) -> bool:

@@ -1,16 +1,18 @@
 r"""Choices: that what `sample` draws has the law that `law` tells, on which all enumeration rests.
 
 Outcomes are counted; with expected numbers $n p_i$ each count must lie between exact binomial quantiles, and an outcome
-of probability zero must never be drawn.
+of probability zero must never be drawn. Probabilities that do not sum to one fail.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from probinf.core import Choice, PRNGKey
+from probinf.core import Choice, PRNGKey, whole_number
+from probinf.validity._arguments import rate_between
 from probinf.validity._report import Check
 
 
@@ -35,7 +37,13 @@ def choice_agreement(
     Returns:
         A `Check`: the smallest binomial tail probability of an outcome's count, as minus its log to base 10.
     """
+    num_draws = whole_number("num_draws", num_draws, 1)
+    false_alarm_rate = rate_between("false_alarm_rate", false_alarm_rate)
     outcomes, probabilities = choice.law(*inputs)
+    rounding = 1e3 * float(jnp.finfo(probabilities.dtype).eps)
+    stated = np.asarray(probabilities, float)
+    # What is enumerated are the stated probabilities, as they are.
+    improper = not (np.all(stated >= 0) and abs(stated.sum() - 1) <= rounding)
     rows = _rows(outcomes, len(probabilities))
     listed, where = np.unique(rows, axis=0, return_inverse=True)
     chances = np.zeros(len(listed))
@@ -46,13 +54,13 @@ def choice_agreement(
     matches = np.all(found[:, None] == listed[None], axis=2)
     totals = np.zeros(len(listed))
     np.add.at(totals, np.argmax(matches, axis=1), np.where(matches.any(axis=1), counts, 0))
-    chances = chances / chances.sum()
+    chances = np.clip(chances / chances.sum(), 0, 1) if not improper else np.full(len(listed), 0.5)
     # Two-sided, shared among the outcomes.
     tails = np.minimum(
         scipy.stats.binom.cdf(totals, num_draws, chances), scipy.stats.binom.sf(totals - 1, num_draws, chances)
     )
     tails = np.where(chances > 1e-14, tails, np.where(totals > 0, 0.0, 1.0))
-    impossible = not np.all(matches.any(axis=1))
+    impossible = improper or not np.all(matches.any(axis=1))
     smallest = 0.0 if impossible else float(np.min(tails))
     bound = -np.log10(false_alarm_rate / (2 * len(listed)))
     quantile = scipy.stats.norm.isf(false_alarm_rate / (2 * len(listed))) + scipy.stats.norm.isf(1e-3)

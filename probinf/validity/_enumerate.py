@@ -76,7 +76,7 @@ def enumerate_algorithm(
         The law; outcomes are listed once per script, so equal outcomes can occur several times.
 
     Raises:
-        ValueError: there are too many scripts, or no choice at all.
+        ValueError: there are too many scripts, no choice at all, or random numbers beside the choices.
     """
     counter = _Counter()
     with enumerating(counter):
@@ -88,11 +88,32 @@ def enumerate_algorithm(
         raise ValueError(f"`algorithm` has {total} scripts ({counter.sizes}); `max_outcomes` is {max_outcomes}")
     scripts = np.array(list(itertools.product(*map(range, counter.sizes))), np.int32)
 
-    def run(indices: Array) -> tuple[PyTree, Array]:
-        handler = _Script(indices)
-        with enumerating(handler):
-            outcome = algorithm(jax.random.key(0))
-        return outcome, jnp.asarray(handler.probability)
+    def run_all(seed: Array) -> tuple[PyTree, Array]:
+        def run(indices: Array) -> tuple[PyTree, Array]:
+            handler = _Script(indices)
+            with enumerating(handler):
+                outcome = algorithm(jax.random.key(seed))
+            return outcome, jnp.asarray(handler.probability)
 
-    outcomes, probabilities = jax.jit(lambda s: jax.lax.map(run, s, batch_size=batch_size))(jnp.asarray(scripts))
-    return Law(outcomes, probabilities)
+        return jax.lax.map(run, jnp.asarray(scripts), batch_size=batch_size)
+
+    compiled = jax.jit(run_all)
+    law, again = (Law(*compiled(jnp.asarray(seed))) for seed in (0, 1))
+    if not _same(law, again):
+        raise ValueError("`algorithm` draws random numbers that do not go through `choose`: its law is not finite")
+    return law
+
+
+def _same(law: Law, other: Law) -> bool:
+    """Whether two laws agree wherever they have probability, to the bit but for NaN."""
+    chances = np.asarray(law.probabilities)
+    if not np.array_equal(chances, np.asarray(other.probabilities), equal_nan=True):
+        return False
+    possible = chances > 0
+    for a, b in zip(jax.tree.leaves(law.outcomes), jax.tree.leaves(other.outcomes), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            continue
+        first, second = np.asarray(a)[possible], np.asarray(b)[possible]
+        if not np.array_equal(first, second, equal_nan=np.issubdtype(first.dtype, np.inexact)):
+            return False
+    return True

@@ -67,7 +67,12 @@ def skewed_model(num_steps: int, *, path_dependent: bool = True, dtype: type | N
         num_steps: T, at most 4.
         path_dependent: whether potentials depend on the state before.
         dtype: of its numbers; None is the default floating type.
+
+    Raises:
+        ValueError: `num_steps` is above 4.
     """
+    if not 0 <= num_steps <= 4:
+        raise ValueError(f"`num_steps` is {num_steps}; needed at most 4, for which there are potentials")
     initial = np.array([0.6, 0.4])
     transition = np.array([[0.8, 0.2], [0.35, 0.65]])
     base = np.array([[0.9, 0.2], [0.3, 0.7], [0.5, 0.8], [1.7, 0.1]])[:num_steps]

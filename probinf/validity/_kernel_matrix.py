@@ -112,7 +112,11 @@ def matrix_checks(found: KernelMatrix, *, reversible: bool, subject: str) -> Rep
     matrix, stationary = np.asarray(found.matrix, float), np.asarray(found.stationary, float)
     bound, detects = (1e-12, "1e-12") if wide else (1e-5, "1e-5")
     flow = stationary[:, None] * matrix
-    errors = {"rows sum to 1": matrix.sum(axis=1) - 1, "invariance": stationary @ matrix - stationary}
+    errors = {
+        "rows sum to 1": matrix.sum(axis=1) - 1,
+        "no negative chance": np.minimum(matrix, 0),
+        "invariance": stationary @ matrix - stationary,
+    }
     if reversible:
         errors["reversibility"] = flow - flow.T
     where = f"{subject}, {len(stationary)} states"

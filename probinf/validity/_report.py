@@ -28,8 +28,8 @@ class Check(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether what was found is at most the bound."""
-        return bool(self.found <= self.bound)
+        """Whether what was found is at most the bound, and that is finite."""
+        return bool(self.found <= self.bound < float("inf"))
 
 
 @dataclass(frozen=True)

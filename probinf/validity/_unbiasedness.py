@@ -25,6 +25,8 @@ from probinf.validity._report import Check
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.4])
 # Bets against a deficit, as shares of the largest that keeps the capital positive for X up to the bound.
 DEFICIT_BETS = -np.array([0.05, 0.1, 0.2, 0.4, 0.8])
+# No ratio above exp of this is made: it would overflow.
+LARGEST_LOG_RATIO = 700
 
 
 class ConfidenceSequence(NamedTuple):
@@ -88,13 +90,15 @@ def confidence_sequence(
     Args:
         log_estimates: [n] logs of nonnegative estimates; -inf is an estimate of zero. NaN gives NaN from there on.
         false_alarm_rate: the probability that the mean ever leaves the bounds, at most.
-        log_bound: the log of a number that no estimate exceeds; without it there is no upper bound.
+        log_bound: the log of a number that no estimate exceeds; without it there is no upper bound. No bet is made
+            against means more than 700 below it, which are excluded only where larger ones are.
 
     Returns:
         The two bounds.
 
     Raises:
         ValueError: no estimates, a rate out of range, or an estimate above the bound.
+        TypeError: `log_bound` is no number.
 
     Source: Waudby-Smith, Ramdas (2024), Journal of the Royal Statistical Society B 86, section 4.
     """
@@ -102,6 +106,7 @@ def confidence_sequence(
     logs = _vector("log_estimates", log_estimates)
     known = np.logical_and.accumulate(~np.isnan(logs))
     finite = logs[np.isfinite(logs)]
+    log_bound = None if log_bound is None else _number("log_bound", log_bound)
     if log_bound is not None and not (math.isfinite(log_bound) and np.all(logs[known] <= log_bound)):
         raise ValueError(f"`log_bound` is {log_bound}; needed a finite number that no estimate exceeds")
     centre = float(np.logaddexp.reduce(finite)) - math.log(logs.size) if finite.size else 0.0
@@ -112,10 +117,11 @@ def confidence_sequence(
     lower, upper = np.full(logs.size, -np.inf), np.full(logs.size, np.inf)
     for log_mean in grid:
         # Clipped for the first, tiny means of the grid; a smaller ratio only makes a surplus harder to see.
-        ratios = np.exp(np.minimum(np.where(known, logs, -np.inf) - log_mean, 700))
+        ratios = np.exp(np.minimum(np.where(known, logs, -np.inf) - log_mean, LARGEST_LOG_RATIO))
         low = np.maximum.accumulate(log_capital(ratios, BETS)) >= threshold
         lower = np.where(low, np.maximum(lower, log_mean), lower)
-        if log_bound is not None and log_mean < log_bound:
+        # Below that the bets are as good as zero, and a clipped ratio would make a deficit easier to see.
+        if log_bound is not None and 0 < log_bound - log_mean <= LARGEST_LOG_RATIO:
             bets = DEFICIT_BETS / math.expm1(log_bound - log_mean)
             high = np.maximum.accumulate(log_capital(ratios, bets)) >= threshold
             upper = np.where(high, np.minimum(upper, log_mean), upper)
@@ -208,8 +214,23 @@ def _vector(name: str, values: Any) -> Float[np.ndarray, " n"]:
     return values
 
 
+def _number(name: str, value: Any) -> float:
+    """`value` as a float.
+
+    Raises:
+        TypeError: it is no real scalar; the message names it.
+    """
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise TypeError(f"`{name}` is {value!r}; needed a real number, such as 0.5")
+    return number
+
+
 def _ratios(log_estimates: Any, log_exact: Any) -> Float[np.ndarray, " n"]:
-    exact = float(log_exact)
+    exact = _number("log_exact", log_exact)
     if not math.isfinite(exact):
         raise ValueError(f"`log_exact` is {exact}; needed the finite log of the exact value")
     with np.errstate(over="ignore"):
@@ -224,6 +245,7 @@ def _sides(bound: float | None, ratios: Float[np.ndarray, " n"]) -> list[Float[n
     """The bets against a surplus, and with a bound those against a deficit."""
     if bound is None:
         return [BETS]
+    bound = _number("bound", bound)
     if not (math.isfinite(bound) and bound > 1):
         raise ValueError(
             f"`bound` is {bound}; needed a finite number above 1 that no ratio of estimate to exact exceeds"

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -142,3 +143,63 @@ def test_arguments_are_checked() -> None:
     state = kernel.init(jax.random.key(0), Target(density), jax.tree.map(lambda leaf: leaf[0], start(1)))
     with pytest.raises(ValueError, match="the way back has 0"):
         kernel.step(jax.random.key(1), Target(density), state)
+
+
+@pytest.mark.parametrize("bad", [[-1.0, 1.0], [-1.0, -1.0], [0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]], ids=str)
+def test_traced_weights_that_are_not_positive_are_flagged(bad: Any) -> None:
+    position = jax.tree.map(lambda leaf: leaf[0], start(1))
+
+    @jax.jit
+    def step(weights: Any) -> Any:
+        kernel = between_models(jumps(), MASKS, weights=weights)
+        state = kernel.init(jax.random.key(0), Target(density), position)
+        return kernel.step(jax.random.key(1), Target(density), state)
+
+    assert int(step(jnp.asarray([2.0, 1.0]))[0].status) == 0
+    state, info = step(jnp.asarray(bad))
+    assert int(state.status) == int(info.status) == int(Status.DIVERGENT)
+    assert not bool(info.accepted)
+    for found, expected in zip(jax.tree.leaves(state.position), jax.tree.leaves(position), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_no_jump_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    there = jumps()[0]
+    good = {"source": 0, "destination": 1, "forward": there.forward, "backward": there.backward}
+    for change, message in [
+        ({"source": 0.5}, r"`source` must be an integer, got 0\.5"),
+        ({"destination": None}, "`destination` must be an integer, got None"),
+        ({"forward": None}, "`forward` must be a function .* but is None"),
+        ({"backward": 3}, "`backward` must be a function .* but is 3"),
+        ({"forward_noise": 3}, "`forward_noise` must be a law of noise, .* but is 3"),
+        ({"backward_noise": "a"}, "`backward_noise` must be a law of noise, .* but is 'a'"),
+        ({"log_det": 0.0}, r"`log_det` must be a function .* but is 0\.0"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            ModelJump(**{**good, **change})
+    with pytest.raises(ValueError, match="`source` is -1; needed at least 0"):
+        ModelJump(**{**good, "source": -1})
+    with pytest.raises(TypeError, match=r"`jumps\[1\]` must be a `ModelJump\(.* but is \(0, 1\)"):
+        between_models([there, (0, 1)], MASKS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"`jumps` must be a sequence of `ModelJump`, but is ModelJump"):
+        between_models(there, MASKS)  # pyright: ignore[reportArgumentType]
+
+
+def test_bad_masks_and_weights_are_named() -> None:
+    for error, bad, message in [
+        (TypeError, jnp.ones((3, 2), jnp.int32), "(?s)`masks` has the leaf .* not of type bool; needed bool arrays"),
+        (TypeError, "mask", "`masks` has the leaf 'mask'"),
+        (ValueError, jnp.asarray(True), "`masks` has the scalar leaf"),
+        (ValueError, [[True, False], [True, True]], r"`masks` has the scalar leaf True.*lists count as pytrees"),
+        (ValueError, {}, r"`masks` has leaves of shapes \[\]"),
+        (ValueError, {"a": jnp.ones(3, bool), "b": jnp.ones((2, 2), bool)}, r"shapes \[\(3,\), \(2, 2\)\]"),
+    ]:
+        with pytest.raises(error, match=message):
+            between_models(jumps(), bad)
+        with pytest.raises(error, match=message):
+            ModelTable(bad)
+    assert ModelTable(np.ones((3, 2), bool)).num_models == 3
+    for error, bad in ((TypeError, "ab"), (TypeError, ["a", "b"]), (ValueError, 1.0), (ValueError, [1.0, np.inf])):
+        with pytest.raises(error, match="`weights` must be 2 positive numbers, one a jump, but is "):
+            between_models(jumps(), MASKS, weights=bad)

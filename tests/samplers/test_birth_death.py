@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -321,3 +322,35 @@ def test_dtypes_of_the_position_are_kept_in_double_precision(dtype: Any, x64: No
     assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, state)
     assert new.position.parameters.dtype == dtype
     assert int(info.status) == 0
+
+
+def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    space = Components(3)
+    for bad in (3.0, "normal"):
+        with pytest.raises(TypeError, match=rf"`proposal` must have `sample` .* but is {bad!r}"):
+            birth_death(bad, space)
+    with pytest.raises(TypeError, match=r"`death_weights` must be a function .*\[capacity\] weights, .*Array\(\[1"):
+        birth_death(Normal(), space, death_weights=jnp.ones(3))  # pyright: ignore[reportArgumentType]
+    for bad in ("a", None, 1.5, True, 0.5j, jnp.ones(2) / 2):
+        with pytest.raises(ValueError, match="`birth_probability` must be a scalar between 0 and 1, but is "):
+            birth_death(Normal(), space, birth_probability=bad)
+    with pytest.raises(TypeError, match=r"`space` must be such as `Components\(10\)` .* but is 3"):
+        birth_death(Normal(), 3)  # pyright: ignore[reportArgumentType]
+    traced = jax.jit(lambda p: jax.tree.leaves(birth_death(Normal(), space, birth_probability=p)))
+    assert 0.25 in traced(0.25)
+
+
+@pytest.mark.parametrize("space", [Components, Subsets])
+def test_spaces_without_room_are_refused(space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    for capacity in (0, -2):
+        with pytest.raises(ValueError, match=f"`capacity` is {capacity}; needed at least 1"):
+            space(capacity)
+    with pytest.raises(ValueError, match="`minimum` is 5, but there are only 3 slots: raise `capacity`"):
+        space(3, minimum=5)
+    with pytest.raises(ValueError, match="`minimum` is -1"):
+        space(3, minimum=-1)
+    with pytest.raises(TypeError, match=r"`capacity` must be an integer, got 2\.5"):
+        space(2.5)
+    assert space(3, minimum=3).minimum == 3

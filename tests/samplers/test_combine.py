@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -189,3 +190,91 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match="MHGState"):
         cycle(kernel, Other()).init(jax.random.key(0), Target(jnp.sum), jnp.zeros(2))
     assert isinstance(cycle(kernel).init(jax.random.key(0), Target(jnp.sum), jnp.zeros(2)), MHGState)
+
+
+BAD_LAWS = [[np.nan, np.nan], [-1.0, 2.0], [-1.0, 5.0], [0.0, 0.0], [0.6, 0.6], [np.inf, 0.0]]
+
+
+@pytest.mark.parametrize("bad", BAD_LAWS, ids=str)
+def test_a_traced_mixture_of_no_law_is_a_flagged_rejection(bad: Any, key: Any) -> None:
+    target = Target(lambda x: -0.5 * jnp.sum(x**2))
+
+    @jax.jit
+    def run(probabilities: Any, key: Any) -> Any:
+        kernel = mixture([random_walk(0.8), hmc(0.5, 3)], probabilities)
+        key_init, key_step = jax.random.split(key)
+        return kernel.step(key_step, target, kernel.init(key_init, target, jnp.ones(2)))
+
+    key_good, key_bad = jax.random.split(key)
+    state, info = run(jnp.asarray([0.3, 0.7]), key_good)
+    assert int(state.status) == int(info.status) == 0
+    assert float(info.acceptance_rate) > 0
+    state, info = run(jnp.asarray(bad), key_bad)
+    assert int(state.status) == int(info.status) == int(Status.DIVERGENT)
+    assert bool(info.divergent)
+    assert float(info.acceptance_rate) == 0
+    assert np.all(np.isnan(info.acceptance_rates))
+    np.testing.assert_array_equal(state.position, np.ones(2))
+
+
+def test_a_frozen_mixture_of_no_law_gets_no_new_bits(key: Any) -> None:
+    target = Target(lambda x: jnp.where(x > 0, 0.0, jnp.nan))
+    start = random_walk(1.0).init(jax.random.key(0), target, jnp.asarray(-1.0))
+
+    @jax.jit
+    def step(probabilities: Any) -> Any:
+        return mixture([random_walk(1.0), random_walk(2.0)], probabilities).step(key, target, start)
+
+    state, info = step(jnp.zeros(2))
+    assert int(state.status) == int(Status.NONFINITE_INIT)
+    assert int(info.status) == 0
+
+
+@pytest.mark.parametrize("whole", [[1, 0], np.array([1, 0]), [True, False]], ids=str)
+def test_whole_probabilities_are_cast(whole: Any, key: Any) -> None:
+    kernel = mixture([random_walk(1.0), random_walk(2.0)], whole)
+    assert jnp.issubdtype(kernel.probabilities.dtype, jnp.floating)
+    target = Target(lambda x: -0.5 * jnp.sum(x**2))
+    state, info = kernel.step(key, target, kernel.init(jax.random.key(0), target, jnp.ones(2)))
+    assert int(state.status) == 0
+    assert np.isnan(info.acceptance_rates).tolist() == [False, True]
+
+
+class NaNRate(eqx.Module):
+    """A kernel whose acceptance rate is NaN."""
+
+    def init(self, key: Any, target: Any, position: Any) -> Any:
+        return random_walk(1.0).init(key, target, position)
+
+    def step(self, key: Any, target: Any, state: Any) -> Any:
+        new, info = random_walk(1.0).step(key, target, state)
+        return new, info._replace(acceptance_rate=jnp.full_like(info.acceptance_rate, jnp.nan))
+
+
+def test_an_acceptance_rate_of_nan_is_not_hidden(key: Any) -> None:
+    target = Target(lambda x: -0.5 * jnp.sum(x**2))
+    kernels = [random_walk(1.0), NaNRate()]
+    combined = [cycle(*kernels), mixture(kernels, [0.0, 1.0]), mixture(kernels, [1.0, 0.0])]
+    for kernel, hidden in zip(combined, (True, True, False), strict=True):
+        key, key_step = jax.random.split(key)
+        _, info = kernel.step(key_step, target, kernel.init(jax.random.key(0), target, jnp.ones(2)))
+        assert np.isnan(info.acceptance_rate) == hidden
+        assert np.isnan(info.acceptance_rates[1])
+
+
+def test_what_is_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    kernel = random_walk(1.0)
+    with pytest.raises(TypeError, match=r"`kernels\[0\]` is the class RandomWalk: give a kernel"):
+        cycle(type(kernel))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"`kernels\[1\]` must be a kernel, .* but is 3"):
+        mixture([kernel, 3])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`kernels` is empty"):
+        cycle()
+    with pytest.raises(TypeError, match=r"`kernels` must be a sequence .* but is RandomWalk"):
+        mixture(kernel)  # pyright: ignore[reportArgumentType]
+    for bad in ("ab", ["a", "b"], [0.5j, 0.5]):
+        with pytest.raises(TypeError, match="`probabilities` must be 2 real numbers"):
+            mixture([kernel, kernel], bad)
+    with pytest.raises(ValueError, match=r"`probabilities` has shape \(\), but there are 2 kernels"):
+        mixture([kernel, kernel], 0.5)

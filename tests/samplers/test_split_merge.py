@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -291,3 +292,19 @@ def test_arguments_are_checked() -> None:
         split_merge(break_off, join, Uniform(), 2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_merge(break_off, join, Uniform(), Components(2), split_probability=1.5)
+
+
+def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    space = Components(2)
+    with pytest.raises(TypeError, match=r"`split` must be a function .* but is 3"):
+        split_merge(3, join, Uniform(), space)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"`merge` must be a function .* but is None"):
+        split_merge(break_off, None, Uniform(), space)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"`noise` must have `sample` .* but is 3"):
+        split_merge(break_off, join, 3, space)
+    with pytest.raises(TypeError, match=r"`merge_weights` must be a function .*\[capacity, capacity\].* but is Array"):
+        split_merge(break_off, join, Uniform(), space, merge_weights=jnp.ones((2, 2)))  # pyright: ignore[reportArgumentType]
+    for bad in (1.5, "a", None):
+        with pytest.raises(ValueError, match=rf"`split_probability` must be a scalar .* but is {bad!r}"):
+            split_merge(break_off, join, Uniform(), space, split_probability=bad)

@@ -64,7 +64,7 @@ def test_own_kernel_passes() -> None:
 
 
 @pytest.mark.no_key_reuse
-@pytest.mark.parametrize(("fault", "law"), [("all accepted", "invariance"), ("stuck", "moves"), ("one key", "keys")])
+@pytest.mark.parametrize(("fault", "law"), [("all accepted", "invariance"), ("stuck", "movement"), ("one key", "keys")])
 def test_faults_of_an_own_kernel_are_caught(fault: str, law: str) -> None:
     assert law in laws(validity.check(Metropolis(fault), SKEWED.target, SKEWED.draw, **SMALL))
 
@@ -80,7 +80,14 @@ def test_our_kernels_pass_on_every_target(name: str) -> None:
     kernel = {"random_walk": samplers.random_walk(1.0), "hmc": samplers.hmc(0.5, 3), "mala": samplers.mala(0.8)}[name]
     report = validity.check(kernel, **SMALL)
     assert report.passed, report.table
-    assert {check.law for check in report.checks} >= {"balance", "Jacobian", "involution", "fresh caches", "keys"}
+    assert {check.law for check in report.checks} >= {
+        "balance",
+        "resolution",
+        "Jacobian",
+        "involution",
+        "fresh caches",
+        "keys",
+    }
 
 
 def test_without_exact_draws_the_prior_is_used() -> None:
@@ -138,6 +145,108 @@ def test_points_show_which_part_is_wrong(fault: str, law: str) -> None:
     assert law in laws(report)
     sound = validity.balance(jax.random.key(0), samplers.mhg(Normal(), Mover("")), SKEWED.target, SKEWED.draw)
     assert sound.passed, sound.table
+
+
+class Unfair(eqx.Module):
+    """Draws v by one density and states another, so that only the balance is off; or one that has no way back."""
+
+    one_way: bool = eqx.field(static=True, default=False)
+
+    def sample(self, key: Any, target: Any, state: Any) -> Any:
+        v = standard_normal(key, state.position.shape, state.position.dtype)
+        return jnp.abs(v) if self.one_way else v
+
+    def log_prob(self, target: Any, state: Any, v: Any) -> Any:
+        possible = jnp.all(v >= 0) if self.one_way else jnp.asarray(True)
+        return jnp.where(possible, -0.5 * jnp.sum(v * v), -jnp.inf)
+
+
+def test_a_ratio_without_the_proposal_is_out_of_balance(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = samplers.MHG.step
+
+    def forgetful(self: Any, key: Any, target: Any, state: Any) -> Any:
+        state, info = accept(self, key, target, state)
+        return state, info._replace(energy_error=jnp.zeros_like(info.energy_error))
+
+    monkeypatch.setattr(samplers.MHG, "step", forgetful)
+    for law in (Unfair(), Unfair(one_way=True)):
+        report = validity.balance(jax.random.key(1), samplers.mhg(law, Mover("")), SKEWED.target, SKEWED.draw)
+        assert laws(report) >= {"balance"}, report.table
+
+
+def test_large_log_densities_do_not_hide_a_fault() -> None:
+    target = Target(lambda x: SKEWED.target.log_density(x) - 1e7)
+    report = validity.balance(jax.random.key(1), samplers.mhg(Normal(), Mover("")), target, SKEWED.draw)
+    assert laws(report) == {"resolution"}
+
+
+class Shrink(eqx.Module):
+    """Multiplies the last coordinate by a factor: one in a thousand, or a thousandth of a sd, or none."""
+
+    factor: float = 1.0
+
+    def init(self, key: Any, target: Any, position: Any) -> State:
+        return State(position, jnp.uint32(0))
+
+    def step(self, key: Any, target: Any, state: State) -> tuple[State, Info]:
+        x = state.position["x"]
+        x = jnp.roll(x[:-1] * jax.random.rademacher(key, x[:-1].shape, x.dtype), 0), x[-1:] * self.factor
+        return State({"x": jnp.concatenate(x), "n": state.position["n"]}, state.status), Info(1.0, jnp.uint32(0))
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (0.5, False)])
+def test_one_of_many_coordinates_beside_a_constant(factor: float, passes: bool) -> None:
+    def draw(key: Any) -> Any:
+        return {"x": jax.random.normal(key, (60,)), "n": jnp.float32(3.0)}
+
+    target = Target(lambda x: -0.5 * jnp.sum(x["x"] ** 2))
+    report = validity.stationarity(jax.random.key(0), Shrink(factor), target, draw, num_chains=4000)
+    assert report.passed == passes, report.table
+
+
+class Turn(eqx.Module):
+    """x -> x + step mod 1: exactly invariant, and its changes are as skewed as can be."""
+
+    def init(self, key: Any, target: Any, position: Any) -> State:
+        return State(position, jnp.uint32(0))
+
+    def step(self, key: Any, target: Any, state: State) -> tuple[State, Info]:
+        return State((state.position + 1e-4) % 1, state.status), Info(1.0, jnp.uint32(0))
+
+
+def test_skewed_changes_of_a_sound_kernel_raise_no_alarm() -> None:
+    for seed in range(10):
+        report = validity.stationarity(
+            jax.random.key(seed), Turn(), Target(lambda x: 0.0 * x), jax.random.uniform, num_chains=1000
+        )
+        assert report.passed, report.table
+
+
+def test_a_rate_of_zero_is_refused() -> None:
+    for rate in (0.0, -1.0, 2.0, float("nan")):
+        with pytest.raises(ValueError, match="`false_alarm_rate`"):
+            validity.check(samplers.random_walk(1.0), false_alarm_rate=rate)
+
+
+def test_own_kernels_need_exact_draws_of_their_target() -> None:
+    target = Target(lambda x: -0.5 * jnp.sum((x - 3) ** 2), lambda x: -0.5 * jnp.sum(x * x), jax.random.normal)
+    with pytest.raises(ValueError, match="pass `draw`"):
+        validity.check(Metropolis(), target)
+    with pytest.raises(ValueError, match="pass both"):
+        validity.check(Metropolis(), draw=jax.random.normal)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e4])
+def test_gradients_of_any_scale(scale: float) -> None:
+    def value(x: Any) -> Any:
+        return jnp.sum(2 * x / scale - jnp.exp(x / scale)) - 1e3
+
+    def draw(key: Any) -> Any:
+        return scale * jnp.log(jnp.sum(jax.random.exponential(key, (2, 2)), axis=0))
+
+    assert validity.gradient_check(jax.random.key(0), Target(value), draw).passed
+    wrong = Target(lambda x: value(x) + 0.3 * (crooked(x / scale) - jnp.sum((x / scale) ** 2)))
+    assert not validity.gradient_check(jax.random.key(0), wrong, draw).passed
 
 
 def test_targets_by_name() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probinf import samplers, validity
-from probinf.core import categorical
+from probinf.core import categorical, choose
 from probinf.experiments._certificates_kernels import finite_kernel, finite_target
 from probinf.validity import FiniteModel
 
@@ -111,3 +111,42 @@ def test_keys_used_twice_are_found() -> None:
 
     assert not validity.key_reuse(twice, jax.random.key(0)).passed
     assert validity.key_reuse(jax.random.normal, jax.random.key(0)).passed
+
+
+class Improper(eqx.Module):
+    """A fair coin that states probabilities .3 and .3."""
+
+    def sample(self, key: Any, probabilities: Any) -> Any:
+        return categorical.sample(key, probabilities)
+
+    def law(self, probabilities: Any) -> Any:
+        outcomes, chances = categorical.law(probabilities)
+        return outcomes, 0.6 * chances
+
+
+def test_a_law_that_does_not_sum_to_one_is_caught() -> None:
+    check = validity.choice_agreement(jax.random.key(0), Improper(), jnp.array([[0.5, 0.5]]), num_draws=1000)
+    assert not check.passed
+    with pytest.raises(ValueError, match="`num_draws`"):
+        validity.choice_agreement(jax.random.key(0), categorical, jnp.array([[0.5, 0.5]]), num_draws=0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_hidden_randomness_is_refused() -> None:
+    def hidden(key: Any) -> Any:
+        first, second = jax.random.split(key)
+        return choose(first, categorical, jnp.array([[0.5, 0.5]]))[0] + (jax.random.uniform(second) < 0.5).astype(
+            jnp.int32
+        )
+
+    with pytest.raises(ValueError, match="do not go through `choose`"):
+        validity.enumerate_algorithm(hidden)
+
+
+def test_laws_of_algorithms_ask_for_their_shape_and_precision() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        validity.measure_law(lambda key: jnp.ones(2), np.ones(2), subject="x")
+    with pytest.raises(ValueError, match="at most 4"):
+        validity.skewed_model(7)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="that of `expected`"):
+        validity.measure_law(lambda key: jnp.ones(()), np.ones(3), subject="x")

@@ -210,3 +210,38 @@ def test_bad_arguments_of_the_others(key):
     ]:
         with pytest.raises(ValueError, match=message):
             unbiased(**{"key": jax.random.clone(key), "estimator": estimate, "log_exact": 0.0, **change})
+
+
+@pytest.mark.parametrize("log_bound", [699.0, 711.0, 800.0, 1e6])
+def test_a_bound_far_above_the_estimates_does_not_overflow(log_bound):
+    logs = lognormal(np.random.default_rng(8), 2000)
+    surplus_only = confidence_sequence(logs, false_alarm_rate=0.05)
+    log_lower, log_upper = confidence_sequence(logs, false_alarm_rate=0.05, log_bound=log_bound)
+    assert np.all(log_lower <= 0)
+    assert np.all((0 <= log_upper) & (log_upper <= log_bound))
+    assert np.all(log_upper[1:] <= log_upper[:-1])
+    # The grid is wider and half of the rate is kept for deficits, but the lower bound still says something.
+    assert abs(log_lower[-1] - surplus_only.log_lower[-1]) < 0.5
+    log_lower, log_upper = confidence_sequence(np.zeros(10), log_bound=log_bound)
+    assert np.all(log_lower <= 0)
+    assert np.all(log_upper == log_bound)
+
+
+def test_no_deficit_is_seen_where_a_ratio_is_clipped():
+    # One estimate e^705 times as large as the rest: no mean below its share may be excluded from above.
+    logs = np.zeros(2000)
+    logs[0] = 705.0
+    log_upper = confidence_sequence(logs, false_alarm_rate=0.05, log_bound=705.5).log_upper
+    assert np.all(log_upper >= 705 - math.log(2000))
+
+
+@pytest.mark.parametrize("bad", ["a", "1.5", [1.0, 2.0], 1j])
+def test_what_is_no_number_is_named(bad, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    for name, call in [
+        ("log_bound", lambda: confidence_sequence([0.0, 0.5], log_bound=bad)),
+        ("bound", lambda: evidence_unbiasedness([0.0, 0.5], 0.0, bound=bad)),
+        ("log_exact", lambda: evidence_unbiasedness([0.0, 0.5], bad)),
+    ]:
+        with pytest.raises(TypeError, match=rf"`{name}` is .*; needed a real number"):
+            call()
