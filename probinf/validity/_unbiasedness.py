@@ -120,7 +120,7 @@ def confidence_sequence(
         ratios = np.exp(np.minimum(np.where(known, logs, -np.inf) - log_mean, LARGEST_LOG_RATIO))
         low = np.maximum.accumulate(log_capital(ratios, BETS)) >= threshold
         lower = np.where(low, np.maximum(lower, log_mean), lower)
-        # Below that the bets are as good as zero, and a clipped ratio would make a deficit easier to see.
+        # Further below the bound the bets are as good as zero.
         if log_bound is not None and 0 < log_bound - log_mean <= LARGEST_LOG_RATIO:
             bets = DEFICIT_BETS / math.expm1(log_bound - log_mean)
             high = np.maximum.accumulate(log_capital(ratios, bets)) >= threshold

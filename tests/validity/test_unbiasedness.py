@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -225,14 +226,6 @@ def test_a_bound_far_above_the_estimates_does_not_overflow(log_bound):
     log_lower, log_upper = confidence_sequence(np.zeros(10), log_bound=log_bound)
     assert np.all(log_lower <= 0)
     assert np.all(log_upper == log_bound)
-
-
-def test_no_deficit_is_seen_where_a_ratio_is_clipped():
-    # One estimate e^705 times as large as the rest: no mean below its share may be excluded from above.
-    logs = np.zeros(2000)
-    logs[0] = 705.0
-    log_upper = confidence_sequence(logs, false_alarm_rate=0.05, log_bound=705.5).log_upper
-    assert np.all(log_upper >= 705 - math.log(2000))
 
 
 @pytest.mark.parametrize("bad", ["a", "1.5", [1.0, 2.0], 1j])
