@@ -117,6 +117,7 @@ def test_estimates_of_zero_count():
     assert not evidence_unbiasedness(np.full(10_000, -np.inf), 0.0, bound=3.0).passed
 
 
+@pytest.mark.slow
 def test_confidence_sequences_cover():
     # 200 sequences at .05, of 500 estimates each: at most .05 may ever leave; 6 standard errors make it .14.
     rng = np.random.default_rng(7)
