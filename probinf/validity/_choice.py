@@ -13,7 +13,8 @@ import scipy.stats
 
 from probinf.core import Choice, PRNGKey, whole_number
 from probinf.validity._arguments import rate_between
-from probinf.validity._report import Check
+from probinf.validity._enumerate import outcome_rows
+from probinf.validity._report import SURE, Check
 
 
 def choice_agreement(
@@ -44,12 +45,12 @@ def choice_agreement(
     stated = np.asarray(probabilities, float)
     # What is enumerated are the stated probabilities, as they are.
     improper = not (np.all(stated >= 0) and abs(stated.sum() - 1) <= rounding)
-    rows = _rows(outcomes, len(probabilities))
+    rows = outcome_rows(outcomes, len(probabilities))
     listed, where = np.unique(rows, axis=0, return_inverse=True)
     chances = np.zeros(len(listed))
     np.add.at(chances, where.reshape(-1), np.asarray(probabilities, float))
     keys = jax.random.split(key, num_draws)
-    drawn = _rows(jax.jit(jax.vmap(lambda k: choice.sample(k, *inputs)))(keys), num_draws)
+    drawn = outcome_rows(jax.jit(jax.vmap(lambda k: choice.sample(k, *inputs)))(keys), num_draws)
     found, counts = np.unique(drawn, axis=0, return_counts=True)
     matches = np.all(found[:, None] == listed[None], axis=2)
     totals = np.zeros(len(listed))
@@ -63,7 +64,7 @@ def choice_agreement(
     impossible = improper or not np.all(matches.any(axis=1))
     smallest = 0.0 if impossible else float(np.min(tails))
     bound = -np.log10(false_alarm_rate / (2 * len(listed)))
-    quantile = scipy.stats.norm.isf(false_alarm_rate / (2 * len(listed))) + scipy.stats.norm.isf(1e-3)
+    quantile = scipy.stats.norm.isf(false_alarm_rate / (2 * len(listed))) + SURE
     size = quantile * np.sqrt(np.max(chances * (1 - chances)) / num_draws)
     name = subject or type(choice).__name__
     with np.errstate(divide="ignore"):
@@ -75,7 +76,3 @@ def choice_agreement(
             false_alarm_rate,
             f"a probability off by {size:.2g}",
         )
-
-
-def _rows(outcomes: Any, count: int) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf, float).reshape(count, -1) for leaf in jax.tree.leaves(outcomes)], axis=1)

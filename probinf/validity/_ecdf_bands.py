@@ -15,10 +15,8 @@ from jaxtyping import Float, Int
 
 from probinf.core import whole_number
 from probinf.validity._arguments import rate_between
-from probinf.validity._report import Check
+from probinf.validity._report import SURE, Check
 
-# "All but surely seen", in every check of this room that says so: missed with probability at most 1e-3.
-SURE = float(scipy.stats.norm.isf(1e-3))
 MOST_POINTS = 256
 # Coverage is computed to about 1e-13; below this rate its distance from one would be rounding.
 SMALLEST_RATE = 1e-10

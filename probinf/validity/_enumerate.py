@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PyTree
 
 from probinf.core import enumerating, is_concrete
 
-
 MOST_COMPARED = 2**14
 
 
@@ -32,6 +31,11 @@ class Law(NamedTuple):
         shape = (-1,) + (1,) * (values.ndim - 1)
         weights = self.probabilities.reshape(shape)
         return jnp.sum(jnp.where(weights > 0, weights * values.astype(weights.dtype), 0), axis=0)
+
+
+def outcome_rows(outcomes: PyTree, count: int) -> Float[np.ndarray, "m d"]:
+    """Outcomes stacked on a leading axis of length `count` as rows of numbers, to be compared."""
+    return np.concatenate([np.asarray(leaf, float).reshape(count, -1) for leaf in jax.tree.leaves(outcomes)], axis=1)
 
 
 class _Counter:

@@ -19,9 +19,8 @@ from jaxtyping import Array, Float, PyTree
 from probinf.core import Kernel, PRNGKey, is_fatal
 from probinf.validity._arguments import callables, sample_size, split_rate
 from probinf.validity._chains import Looks, Simulate, Statistics, TargetOf, differs, fitness
-from probinf.validity._ecdf_bands import SURE
 from probinf.validity._replicate import flatten, replicate, scalar_names
-from probinf.validity._report import Check, Report
+from probinf.validity._report import SURE, Check, Report
 
 # Data with more coordinates than this in a leaf enter by their mean and mean square.
 MOST_COORDINATES = 8

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from probinf.core import Kernel, Target
-from probinf.validity._enumerate import enumerate_algorithm
+from probinf.validity._enumerate import enumerate_algorithm, outcome_rows
 from probinf.validity._report import Check, Report
 
 
@@ -63,9 +63,8 @@ def transition_matrix(step: Callable[[Any, PyTree], PyTree], states: PyTree[Arra
     Raises:
         ValueError: it leaves the states, two of them are equal, or it made no choice.
     """
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
-    count = leaves[0].shape[0]
-    rows = np.concatenate([leaf.reshape(count, -1).astype(float) for leaf in leaves], axis=1)
+    count = jax.tree.leaves(states)[0].shape[0]
+    rows = outcome_rows(states, count)
     if len(np.unique(rows, axis=0)) != count:
         raise ValueError("two of `states` are equal; needed each state once")
     matrix = np.zeros((count, count))
@@ -73,12 +72,12 @@ def transition_matrix(step: Callable[[Any, PyTree], PyTree], states: PyTree[Arra
         state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
         law = enumerate_algorithm(lambda key, state=state: step(key, state))
         probabilities = np.asarray(law.probabilities, float)
-        reached = [np.asarray(leaf).reshape(len(probabilities), -1).astype(float) for leaf in jax.tree.leaves(law[0])]
-        same = np.all(np.concatenate(reached, axis=1)[:, None, :] == rows[None], axis=2)
-        if np.any(probabilities[~np.any(same, axis=1)] > 0):
-            lost = np.concatenate(reached, axis=1)[~np.any(same, axis=1) & (probabilities > 0)][0]
+        reached = outcome_rows(law.outcomes, len(probabilities))
+        same = np.all(reached[:, None, :] == rows[None], axis=2)
+        lost = ~np.any(same, axis=1) & (probabilities > 0)
+        if np.any(lost):
             raise ValueError(
-                f"the kernel goes from {rows[index]} to {lost}, which is not among `states`: list them all"
+                f"the kernel goes from {rows[index]} to {reached[lost][0]}, which is not among `states`: list them all"
             )
         np.add.at(matrix[index], np.argmax(same, axis=1), probabilities)
     return jnp.asarray(matrix)

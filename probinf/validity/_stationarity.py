@@ -19,9 +19,8 @@ from jaxtyping import Array, Float, PyTree
 from probinf.core import Kernel, PRNGKey, Target, is_fatal, unwrap_key, whole_number
 from probinf.validity._arguments import rate_between
 from probinf.validity._chains import differs, fitness
-from probinf.validity._report import Check, Report
+from probinf.validity._report import SURE, Check, Report
 
-MISSED = 1e-3  # the probability with which a fault of the size that a check names is missed
 MOST_PAIRS = 200  # of functions, in the test of reversibility
 NUM_PILOTS = 2000
 BLOCK = 1000  # chains that run at once
@@ -132,7 +131,7 @@ def _worst(
     # Of a number that never varies float32 leaves a deviation of rounding.
     still = errors <= 1e-6 * np.abs(means) + 1e-9
     found = np.where(still, np.where(np.abs(means) <= 1e-6, 0, np.inf), np.abs(means) / np.where(still, 1, errors))
-    size = np.max((bound + scipy.stats.norm.isf(MISSED)) * errors / np.where(spreads > 1e-6, spreads, 1))
+    size = np.max((bound + SURE) * errors / np.where(spreads > 1e-6, spreads, 1))
     at = int(np.argmax(found))  # NaN counts as the largest
     subject = f"{name}: {len(labels)} means, worst {labels[at]}"
     return Check(law, subject, float(found[at]), bound, rate, f"a shift of {size:.2g} sd")

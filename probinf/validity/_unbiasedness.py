@@ -18,9 +18,8 @@ from jaxtyping import Array, Float
 
 from probinf.core import PRNGKey
 from probinf.validity._arguments import callables, rate_between, sample_size
-from probinf.validity._ecdf_bands import SURE
 from probinf.validity._replicate import all_traceable, replicate
-from probinf.validity._report import Check
+from probinf.validity._report import SURE, Check
 
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.4])
 # Bets against a deficit, as shares of the largest that keeps the capital positive for X up to the bound.

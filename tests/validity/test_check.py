@@ -4,7 +4,7 @@ Planted bugs: everything accepted, a drifting proposal that hides it, a density 
 kernel, a NaN target, a key used twice, a wrong gradient. Sound kernels fail with probability 1e-6 each.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ import pytest
 from probinf import Target, samplers, validity
 from probinf.core import standard_normal
 from probinf.validity import Report
+from tests.validity._joint import Info, State
 
 SMALL: dict[str, Any] = {"num_chains": 4000}
 SKEWED = validity.exact_target("skewed")
@@ -21,16 +22,6 @@ SKEWED = validity.exact_target("skewed")
 
 def laws(report: Report) -> set[str]:
     return {check.law for check in report.failures}
-
-
-class State(NamedTuple):
-    position: Any
-    status: Any
-
-
-class Info(NamedTuple):
-    acceptance_rate: Any
-    status: Any
 
 
 class Metropolis(eqx.Module):
