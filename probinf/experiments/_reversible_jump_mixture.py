@@ -6,6 +6,7 @@ shares are Dirichlet and nothing is on a simplex; k uniform. A split keeps weigh
 Roeder (1990).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from probinf import samplers
-from probinf.core import Target
+from probinf.core import Target, standard_normal
 from probinf.experiments._data import load
 from probinf.samplers import Components, TransDimensional
 
@@ -40,10 +41,11 @@ class Component(eqx.Module):
 
     def sample(self, key: jax.Array) -> dict[str, Array]:
         """One draw; minus a Gumbel number is the logarithm of an exponential one, and always finite."""
-        key_mean, key_scale, key_weight = jax.random.split(key, 3)
+        key_normal, key_weight = jax.random.split(key)
+        mean, log_scale = standard_normal(key_normal, (2, *self.shape), jnp.result_type(float))
         return {
-            "mean": MEAN + MEAN_SD * jax.random.normal(key_mean, self.shape),
-            "log_scale": LOG_SCALE + LOG_SCALE_SD * jax.random.normal(key_scale, self.shape),
+            "mean": MEAN + MEAN_SD * mean,
+            "log_scale": LOG_SCALE + LOG_SCALE_SD * log_scale,
             "log_weight": -jax.random.gumbel(key_weight, self.shape),
         }
 
@@ -79,7 +81,13 @@ class Mixture(eqx.Module):
         log_scale = jnp.where(active, components["log_scale"], 0)
         z = (self.data[None, :] - components["mean"][:, None]) * jnp.exp(-log_scale)[:, None]
         logs = (log_share - log_scale)[:, None] - 0.5 * z * z
-        return jnp.sum(jax.nn.logsumexp(logs, axis=0)) - 0.5 * self.data.size * LOG_2PI
+        # Row by row and with a dot, XLA's CPU compiler makes half the time of logsumexp and sum.
+        largest = functools.reduce(jnp.maximum, list(logs))
+        largest = jnp.where(largest == -jnp.inf, 0, largest)
+        densities = functools.reduce(jnp.add, [jnp.exp(log - largest) for log in logs])
+        terms = largest + jnp.log(densities)
+        total = jnp.dot(jnp.ones_like(terms), terms, precision=jax.lax.Precision.HIGHEST)
+        return total - 0.5 * self.data.size * LOG_2PI
 
 
 class UnknownNumber(eqx.Module):
@@ -137,8 +145,8 @@ class SplitNoise(eqx.Module):
 
     def sample(self, key: jax.Array) -> dict[str, Array]:
         """One draw."""
-        keys = jax.random.split(key, len(NOISE_SD))
-        return {name: sd * jax.random.normal(keys[i]) for i, (name, sd) in enumerate(NOISE_SD.items())}
+        normals = standard_normal(key, (len(NOISE_SD),), jnp.result_type(float))
+        return {name: sd * normals[i] for i, (name, sd) in enumerate(NOISE_SD.items())}
 
     def log_prob(self, noise: dict[str, Array]) -> Float[Array, ""]:
         """Normalised."""

@@ -95,20 +95,18 @@ class Components(eqx.Module):
 
     def insert(self, model: Array, parameters: PyTree[Any], slot: Array, component: PyTree[Any]) -> tuple[Array, Any]:
         """The component before those of slots from `slot` on."""
-        index = _indices(self.capacity, slot)
-        source = jnp.where(index > slot, index - 1, index)
+        above = _indices(self.capacity, slot) > slot
 
         def leaf(values: Shaped[Array, " capacity *event"], new: Shaped[Array, " *event"]) -> Array:
-            return put(values[source], slot, new)
+            return put(_shifted(values, above, 1), slot, new)
 
         return model + 1, jax.tree.map(leaf, parameters, component)
 
     def remove(self, model: Array, parameters: PyTree[Any], slot: Array) -> tuple[Array, Any]:
         """Those of higher slots one slot down."""
-        index = _indices(self.capacity, slot)
         # What the last slot gets does not count: it is not active afterwards.
-        source = jnp.minimum(jnp.where(index >= slot, index + 1, index), self.capacity - 1)
-        return model - 1, jax.tree.map(lambda values: values[source], parameters)
+        from_there = _indices(self.capacity, slot) >= slot
+        return model - 1, jax.tree.map(lambda values: _shifted(values, from_there, -1), parameters)
 
     def before_insertion(self, slot: Array, inserted: Array) -> Array:
         """One lower, if the inserted one is below."""
@@ -214,6 +212,13 @@ def put(values: Shaped[Array, "capacity *event"], slot: Array, new: Any) -> Shap
     """The array with another entry in a slot; unchanged where there is no such slot."""
     here = (_indices(values.shape[0], slot) == slot).reshape((-1,) + (1,) * (values.ndim - 1))
     return jnp.where(here, jnp.asarray(new, values.dtype)[None], values)
+
+
+def _shifted(
+    values: Shaped[Array, "capacity *event"], where: Bool[Array, " capacity"], by: int
+) -> Shaped[Array, "capacity *event"]:
+    """What was `by` slots lower, at some slots."""
+    return jnp.where(where.reshape((-1,) + (1,) * (values.ndim - 1)), jnp.roll(values, by, axis=0), values)
 
 
 def spread(masks: PyTree[Any], tree: PyTree[Any]) -> PyTree[Any]:

@@ -88,10 +88,13 @@ class SplitMerge(eqx.Module):
         place = self._place(position, move.choice)
         model, parameters = position.model, position.parameters
         now = self._before_insertion(place)
-        (a, b), log_det_split = _with_log_det(self.split, component_at(parameters, now), move.noise)
-        (merged, noise), log_det_merge = _with_log_det(
-            self.merge, component_at(parameters, place.slot), component_at(parameters, place.other)
+        first, second = component_at(parameters, place.slot), component_at(parameters, place.other)
+        merged, noise = self.merge(first, second)
+        # Both ways pass through one component and the noise that splits it, where the derivative is taken once.
+        whole = jax.tree.map(
+            lambda x, y: jnp.where(place.splits, x, y), (component_at(parameters, now), move.noise), (merged, noise)
         )
+        (a, b), log_det = _with_log_det(self.split, *whole)
         halved = jax.tree.map(lambda values, new: put(values, now, new), parameters, a)
         larger = self.space.insert(model, halved, place.other, b)
         joined = jax.tree.map(lambda values, new: put(values, place.slot, new), parameters, merged)
@@ -100,16 +103,15 @@ class SplitMerge(eqx.Module):
         noise = jax.tree.map(lambda u: jnp.where(place.splits, jnp.zeros_like(u), u), noise)
         squared = self._capacity(position) ** 2
         back = Move(jnp.where(place.splits, move.choice + squared, move.choice - squared), noise)
-        log_det = jnp.where(place.splits, log_det_split, log_det_merge)
-        return TransDimensional(model, parameters, position.shared), back, log_det
+        return TransDimensional(model, parameters, position.shared), back, jnp.where(place.splits, log_det, -log_det)
 
     def _splitting(self, position: TransDimensional) -> Array:
         """[i, j]: whether a component can be split into slots i and j."""
-        occupied, vacant = self.space.active(position.model), self.space.vacant(position.model)
-        slots = jnp.arange(occupied.shape[0], dtype=jnp.int32)
-        sources = self._before_insertion(_Place(jnp.asarray(True), slots[:, None], slots[None, :]))
-        sources = jnp.broadcast_to(sources, (slots.size, slots.size))
-        return occupied[sources] & vacant[None, :] & (slots[:, None] != slots[None, :])
+        vacant = self.space.vacant(position.model)
+        slots = jnp.arange(vacant.shape[0], dtype=jnp.int32)
+        # Slot i of those that are occupied when j is: the component was there before, if it is not j itself.
+        occupied = jax.vmap(lambda j: self.space.active(self.space.insert(position.model, (), j, ())[0]))(slots).T
+        return occupied & vacant[None, :] & (slots[:, None] != slots[None, :])
 
     def _merging(self, position: TransDimensional, dtype: Any) -> Array:
         occupied = self.space.active(position.model)
