@@ -136,5 +136,5 @@ KERNELS: Mapping[str, Callable[[], Report]] = {
     "mhg, scaling": _checked(scaling),
     "mhg, finite": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,
-    "tempered target": _tempered,
+    "hmc, temperature zero": _tempered,
 }

@@ -205,7 +205,8 @@ def _adaptation() -> Report:
 PARTS: Mapping[str, Callable[[], Report]] = {
     "random numbers": _random_numbers,
     "choices": _choices,
-    **{name: _scheme(name) for name in samplers.ALL_SCHEMES},
+    "scheme": _scheme("systematic"),
+    **{f"scheme, {name}": _scheme(name) for name in samplers.ALL_SCHEMES if name != "systematic"},
     "verbs": _verbs,
     "resample": _resample,
     "move": _move,

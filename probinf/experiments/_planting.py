@@ -167,13 +167,12 @@ def _largest(values: list[float]) -> float:
     return float(np.max(values, initial=0.0))  # NaN if one is
 
 
-def in_processes(function: Callable[[Any], Any], items: Sequence[Any], num_processes: int) -> list[Any]:
-    """The function of each item, in order, in a few processes of their own.
+@contextlib.contextmanager
+def in_processes(num_processes: int) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]]:
+    """A function that maps as `map` does, in a few processes of their own, in order.
 
     Args:
-        function: of a module, so that it can be found there.
-        items: what can be sent to a process.
-        num_processes: how many run at once.
+        num_processes: how many run at once. They are started when there is work, and kept.
     """
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, items))
+        yield lambda function, items: list(pool.map(function, items))

@@ -132,9 +132,10 @@ def slot_moves(
     up: Array, increasing: Float[Array, " m"], decreasing: Float[Array, " n"]
 ) -> tuple[Float[Array, " m"], Float[Array, " n"]]:
     """Probabilities of moves up and down in proportion to weights, `up` of the former where both are possible."""
+    increasing, decreasing = (jnp.where(weights < 0, jnp.nan, weights) for weights in (increasing, decreasing))
     totals = jnp.stack([jnp.sum(increasing), jnp.sum(decreasing)])
     possible = jnp.where(totals > 0, jnp.stack([up, 1 - up]), jnp.zeros_like(totals))
-    # NaN weights give NaN probabilities, which are flagged.
+    # NaN weights and negative ones give NaN probabilities, which are flagged.
     none = jnp.all(totals == 0)
     rates = possible / jnp.where(none, 1, jnp.sum(possible)) / jnp.where(totals == 0, 1, totals)
     return increasing * rates[0], decreasing * rates[1]

@@ -94,7 +94,9 @@ class JumpProposal(eqx.Module):
         del target
         key_choice, key_noise = jax.random.split(key)
         position = state.point.position
-        choice = choose(key_choice, categorical, self.law(position)[None])[0]
+        law = self.law(position)
+        # Probabilities that are none have it stay where it is, and NaN as the density of that.
+        choice = jnp.where(jnp.isnan(law[0]), law.shape[0] - 1, choose(key_choice, categorical, law[None])[0])
         known = jnp.where(self.stays(position, choice), 0, choice)
         noise = self.moves.sample_noise(key_noise, position, known)
         return Move(choice, without_padding(self.active_noise(position, choice, noise), noise))

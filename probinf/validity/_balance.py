@@ -113,7 +113,7 @@ def balance(
 @eqx.filter_jit
 def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
     def at(key: PRNGKey) -> _Errors:
-        draw_key, init_key, v_key, fresh_key, *step_keys = jax.random.split(key, 6)
+        draw_key, init_key, v_key, fresh_key, step_key = jax.random.split(key, 5)
         state = mhg.init(init_key, target, draw(draw_key))
         v = mhg.auxiliary.sample(v_key, target, state)
         there, v_there, log_det = mhg.involution(target, state, v)
@@ -129,7 +129,9 @@ def _errors(mhg: Any, target: Target, draw: Callable, keys: Array) -> _Errors:
             terms = target.log_density(state.position), mhg.auxiliary.log_prob(target, state, v)
             return jnp.stack([*terms, jnp.minimum(-info.energy_error, 0)])
 
-        out, home = flow(step_keys[0], state, v), flow(step_keys[1], fresh, v_there)
+        # One program for the way out and the way home.
+        ends = jax.tree.map(lambda a, b: jnp.stack([a, b]), (state, v), (fresh, v_there))
+        out, home = jax.vmap(flow)(jax.random.split(step_key), *ends)
         given = derivative if log_det is None else log_det
         # A point is of no use where nothing flows either way. Where it flows one way only, the error is infinite.
         flows = jnp.stack([jnp.all(out > -jnp.inf), jnp.all(home > -jnp.inf)])
