@@ -110,7 +110,8 @@ def run_chunk(
 
     Args:
         key: the run's key.
-        step: callable pytree `(key_i, index, state) -> (state, record)`.
+        step: callable pytree `(key_i, index, state) -> (state, record)`. If it has a method `block`, that makes all the
+            steps at once: `(key, start, count, state, buffers) -> (state, buffers)`, of the run's key.
         reducer: a `Reducer` or None.
         start: int32 index of the first step.
         count: number of steps, at most the capacity of the buffer; traced.
@@ -123,23 +124,35 @@ def run_chunk(
         The `Chunk`.
     """
     shapes = record_shapes(step, key, state)
-    capacity = buffer_capacity(shapes)
-    buffers = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes) if collect else None
+    whole = hasattr(step, "block")
+    buffers = None
+    if collect or (whole and reducer is not None):
+        capacity = buffer_capacity(shapes)
+        buffers = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
     dynamic, static = eqx.partition(state, eqx.is_array)
+    dynamic = _place(dynamic, shardings)
+    zero = jnp.zeros((), jnp.int32)
+
+    def folded(total: PyTree, record: PyTree) -> PyTree:
+        return None if reducer is None else _same_type(reducer.update(total, record))
 
     def body(i: Array, carry: tuple[PyTree, PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
         current, total, buffer = carry
         new, record = _apply(step, key, start + i, eqx.combine(current, static))
         if collect:
             buffer = jax.tree.map(lambda b, r: jax.lax.dynamic_update_index_in_dim(b, r, i, 0), buffer, record)
-        if reducer is not None:
-            total = _same_type(reducer.update(total, record))
-        return _place(eqx.partition(new, eqx.is_array)[0], shardings), total, buffer
+        return _place(eqx.partition(new, eqx.is_array)[0], shardings), folded(total, record), buffer
 
-    dynamic, accumulated, buffers = jax.lax.fori_loop(
-        jnp.zeros((), jnp.int32), count, body, (_place(dynamic, shardings), accumulated, buffers)
-    )
-    return Chunk(eqx.combine(dynamic, static), accumulated, buffers)
+    if whole:
+        new, buffers = step.block(key, start, count, eqx.combine(dynamic, static), buffers)
+        dynamic = _place(eqx.partition(_same_layout(state, new), eqx.is_array)[0], shardings)
+        if reducer is not None:
+            accumulated = jax.lax.fori_loop(
+                zero, count, lambda i, total: folded(total, jax.tree.map(lambda b: b[i], buffers)), accumulated
+            )
+    else:
+        dynamic, accumulated, buffers = jax.lax.fori_loop(zero, count, body, (dynamic, accumulated, buffers))
+    return Chunk(eqx.combine(dynamic, static), accumulated, buffers if collect else None)
 
 
 def _same_type(tree: PyTree) -> PyTree:

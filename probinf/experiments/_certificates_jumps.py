@@ -177,6 +177,6 @@ JUMPS: Mapping[str, Callable[[], Report]] = {
     "split_merge, weighted": _shared(_weighted_split_merge),
     "between_models": _two_models,
     "active_random_walk": _jumps(lambda: samplers.active_random_walk(Components(CAPACITY, minimum=1), 0.9)),
-    "cycle": _combined(samplers.cycle),
-    "mixture": _combined(samplers.mixture, (0.3, 0.7)),
+    "combined kernels": _combined(samplers.cycle),
+    "combined kernels, mixture": _combined(samplers.mixture, (0.3, 0.7)),
 }

@@ -98,18 +98,20 @@ def _tempered() -> Report:
     return validity.check(samplers.hmc(0.6, 3), target, num_chains=CHAINS)
 
 
-def _checked(make: Callable[[], Kernel], name: str = "skewed") -> Callable[[], Report]:
+def _checked(make: Callable[[], Kernel], name: str = "skewed", reversible: bool | None = None) -> Callable[[], Report]:
     def certificate() -> Report:
         exact = validity.exact_target(name)
-        return validity.check(make(), exact.target, exact.draw, num_chains=CHAINS)
+        return validity.check(make(), exact.target, exact.draw, num_chains=CHAINS, reversible=reversible)
 
     return certificate
 
 
-def _everywhere(kernel: str, make: Callable[[], Kernel]) -> dict[str, Callable[[], Report]]:
+def _everywhere(
+    kernel: str, make: Callable[[], Kernel], reversible: bool | None = None
+) -> dict[str, Callable[[], Report]]:
     """On the skewed target under the name of the kernel, and on the others."""
-    others = [name for name in validity.TARGETS if name != "skewed"]
-    return {kernel: _checked(make), **{f"{kernel}, {name}": _checked(make, name) for name in others}}
+    names = {"skewed": kernel} | {name: f"{kernel}, {name}" for name in validity.TARGETS if name != "skewed"}
+    return {title: _checked(make, name, reversible) for name, title in names.items()}
 
 
 def _single(make: Callable[[], Kernel]) -> Callable[[], Report]:
@@ -133,6 +135,7 @@ KERNELS: Mapping[str, Callable[[], Report]] = {
     "random_walk, float32": _single(lambda: samplers.random_walk(1.0)),
     "hmc, float32": _single(lambda: samplers.hmc(0.5, 3)),
     **_everywhere("mala", lambda: samplers.mala(0.8)),
+    **_everywhere("nuts", lambda: samplers.nuts(0.8), reversible=True),
     "mhg, scaling": _checked(scaling),
     "mhg, finite": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,

@@ -23,7 +23,7 @@ class PlantedBug(NamedTuple):
     survives: str = ""
 
 
-MHG, HMC, WALK = "samplers._mhg", "samplers._hmc", "samplers._random_walk"
+MHG, HMC, WALK, NUTS = "samplers._mhg", "samplers._hmc", "samplers._random_walk", "samplers._nuts"
 RESAMPLE, SPAWN, VERBS, COMPOSE = "core._resample", "core._spawn", "core._verbs", "core._compose"
 SCHEMES, FIXED = "samplers._resampling", "samplers._fixed_point"
 
@@ -102,6 +102,34 @@ KERNEL_BUGS = (
         "-transposed_times(self.factor, ravel",
         "hmc",
         "any force keeps the target invariant: this one only makes most proposals bad",
+    ),
+    PlantedBug(
+        "parts of the trajectory may turn",
+        NUTS,
+        "jnp.any(ending & _turns(kept, z[None], sums))",
+        "jnp.zeros((), bool)",
+        "nuts",
+    ),
+    PlantedBug(
+        "newest half always chosen",
+        NUTS,
+        "_where(merged & wins, head_chosen, tree.chosen)",
+        "_where(merged, head_chosen, tree.chosen)",
+        "nuts",
+    ),
+    PlantedBug(
+        "all points of a half alike",
+        NUTS,
+        "taken = _uniform(words[0], z.dtype) < jnp.exp(log_weight - half_weight)",
+        "taken = _uniform(words[0], z.dtype) < 1 / (tree.head_steps + 1)",
+        "nuts",
+    ),
+    PlantedBug(
+        "trajectories only forward",
+        NUTS,
+        "words[0] & 1 == 1, tree.forward)",
+        "words[0] & 0 == 0, tree.forward)",
+        "nuts",
     ),
 )
 

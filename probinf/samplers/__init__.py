@@ -33,6 +33,9 @@ from probinf.samplers._model_space import ModelSpace as ModelSpace
 from probinf.samplers._model_space import ModelTable as ModelTable
 from probinf.samplers._model_space import Slots as Slots
 from probinf.samplers._model_space import Subsets as Subsets
+from probinf.samplers._nuts import NUTS as NUTS
+from probinf.samplers._nuts import NUTSInfo as NUTSInfo
+from probinf.samplers._nuts import nuts as nuts
 from probinf.samplers._paris import ParisResult as ParisResult
 from probinf.samplers._paris import paris as paris
 from probinf.samplers._particle_filter import particle_filter as particle_filter

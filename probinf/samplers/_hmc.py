@@ -6,6 +6,7 @@ $x \mathrel{+}= \epsilon L z$, $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$ with
 shears, so the determinant is 1. Duane et al. (1987); Neal (2011).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -67,6 +68,27 @@ class MomentumLaw(eqx.Module):
         return -0.5 * jnp.sum(v.z * v.z)
 
 
+def force(target: Target, factor: Factor | None, point: Point) -> Float[Array, " d"]:
+    """The gradient in the coordinates of z."""
+    return transposed_times(factor, ravel_pytree(point_gradient(target, point))[0])
+
+
+def leapfrog(
+    target: Target,
+    factor: Factor | None,
+    epsilon: Float[Array, ""],
+    unravel: Callable[[Array], Position],
+    x: Float[Array, " d"],
+    z: Float[Array, " d"],
+    pull: Float[Array, " d"],
+) -> tuple[Point, Float[Array, " d"], Float[Array, " d"]]:
+    """One leapfrog step of size `epsilon`, which may be negative: the point, its momentum and its force."""
+    z = z + 0.5 * epsilon * pull
+    point = evaluate(target, unravel(x + epsilon * times(factor, z)), gradient=True)
+    pull = force(target, factor, point)
+    return point, z + 0.5 * epsilon * pull, pull
+
+
 class Leapfrog(eqx.Module):
     """The involution: `num_steps` leapfrog steps, then the momentum is flipped. One gradient a step."""
 
@@ -82,19 +104,12 @@ class Leapfrog(eqx.Module):
         # flagged rejection.
         z = jnp.where((epsilon > 0) & (v.num_steps > 0), v.z, jnp.nan)
 
-        def force(point: Point) -> Float[Array, " d"]:
-            return transposed_times(self.factor, ravel_pytree(point_gradient(target, point))[0])
-
-        def leapfrog(_: Array, carry: tuple[Point, Array, Array]) -> tuple[Point, Array, Array]:
+        def step(_: Array, carry: tuple[Point, Array, Array]) -> tuple[Point, Array, Array]:
             point, z, pull = carry
-            z = z + 0.5 * epsilon * pull
-            position = unravel(ravel_pytree(point.position)[0] + epsilon * times(self.factor, z))
-            point = evaluate(target, position, gradient=True)
-            pull = force(point)
-            return point, z + 0.5 * epsilon * pull, pull
+            return leapfrog(target, self.factor, epsilon, unravel, ravel_pytree(point.position)[0], z, pull)
 
-        start = (state.point, z, force(state.point))
-        point, z, _ = jax.lax.fori_loop(jnp.zeros_like(v.num_steps), v.num_steps, leapfrog, start)
+        start = (state.point, z, force(target, self.factor, state.point))
+        point, z, _ = jax.lax.fori_loop(jnp.zeros_like(v.num_steps), v.num_steps, step, start)
         return MHGState(point, state.status), Momentum(-z, v.num_steps), jnp.zeros((), flat.dtype)
 
 

@@ -23,6 +23,7 @@ from probinf.core._status import FATAL, Status, check_status
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 from probinf.samplers._initial import check_call, initial_states, step_chains
+from probinf.samplers._interleaved import SteppedKernel, interleave
 from probinf.samplers._warmup import TunableKernel, check_target_accept, finish_warmup, start_warmup, warmup_step
 
 
@@ -65,6 +66,77 @@ class SampleStep(eqx.Module):
             return one(chains, key)
         chains, infos = jax.lax.scan(one, chains, jax.random.split(key, self.thin))
         return chains, {name: _thinned(name, values) for name, values in infos.items()}
+
+
+class InterleavedStep(SampleStep):
+    """The same for a `SteppedKernel`: in a block of records no chain waits for another."""
+
+    def block(
+        self, key: PRNGKey, start: Int[Array, ""], count: Int[Array, ""], state: SampleState, buffers: PyTree
+    ) -> tuple[SampleState, PyTree]:
+        """Records `start .. start + count - 1` of all chains, in buffers `[capacity, num_chains, ...]`, if any."""
+        num_chains = state.num_divergent.shape[0]
+        zeros = jnp.zeros(num_chains, jnp.uint32)
+
+        def keep(chains: PyTree, infos: Any, made: Array, due: Array, kept: _Kept) -> _Kept:
+            index, within = made // self.thin, made % self.thin
+            info = {name: _joined(name, kept.info[name], value, within) for name, value in infos._asdict().items()}
+            # A fault of any of its transitions is one of the draw.
+            divergent = due & (within == self.thin - 1) & ((info["status"] & jnp.uint32(int(Status.DIVERGENT))) != 0)
+            first = jnp.where(divergent & (kept.first_divergent < 0), start + index, kept.first_divergent)
+            record = {"samples": jax.vmap(self.target.constrain)(chains.position), "info": info}
+            return _Kept(
+                _written(kept.buffers, record, index, due),
+                {name: jnp.where(_like(due, value), value, kept.info[name]) for name, value in info.items()},
+                kept.status | jnp.where(due, infos.status, zeros),
+                kept.num_divergent + divergent.astype(jnp.int32),
+                first,
+            )
+
+        shapes = eqx.filter_eval_shape(self._transitions, key, state.chains)[1]
+        info = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+        kept = _Kept(buffers, info, zeros, state.num_divergent, state.first_divergent)
+        made, more = start * self.thin, count * self.thin
+        chains, kept = interleave(key, self.kernel, self.target, state.chains, made, more, kept, keep)
+        # A kernel may flag a step in its info alone.
+        chains = eqx.tree_at(lambda c: c.status, chains, chains.status | kept.status)
+        return SampleState(chains, kept.num_divergent, kept.first_divergent), kept.buffers
+
+
+class _Kept(NamedTuple):
+    """What interleaved chains leave behind: records, the info of the present draw of each, bits, divergences."""
+
+    buffers: Any
+    info: dict[str, Array]
+    status: Array
+    num_divergent: Array
+    first_divergent: Array
+
+
+def _like(mask: Array, leaf: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
+
+
+def _written(buffers: PyTree, record: PyTree, index: Array, due: Array) -> PyTree:
+    """The buffers with an entry of each chain that is due; None stays None."""
+    if buffers is None:
+        return None
+    chain = jnp.arange(index.shape[0])
+
+    def leaf(buffer: Array, values: Array) -> Array:
+        return buffer.at[jnp.where(due, index, buffer.shape[0]), chain].set(values, mode="drop")
+
+    return jax.tree.map(leaf, buffers, record)
+
+
+def _joined(name: str, before: Array, value: Array, within: Array) -> Array:
+    """What `_thinned` says of the transitions of a draw so far, with one more."""
+    first = _like(within == 0, value)
+    if name == "status" or value.dtype == bool:
+        return jnp.where(first, value, before | value)
+    if name == "acceptance_rate":
+        return jnp.where(first, value, before + (value - before) / (within + 1).astype(value.dtype))
+    return value
 
 
 def _thinned(name: str, values: Array) -> Array:
@@ -177,7 +249,7 @@ def sample(
     state = _fresh(chains)
     run = run_steps(
         key_draws,
-        SampleStep(kernel, target, thin),
+        _step_of(kernel, target, thin),
         state,
         num_samples if warmed else 0,
         name="sample",
@@ -211,6 +283,10 @@ def sample(
     if throw:
         check_status(status, what="sample", counts=_counts(run), result=draws)
     return draws
+
+
+def _step_of(kernel: Kernel, target: Target, thin: int) -> SampleStep:
+    return (InterleavedStep if isinstance(kernel, SteppedKernel) else SampleStep)(kernel, target, thin)
 
 
 def _typed(key: PRNGKey) -> PRNGKey:

@@ -223,9 +223,11 @@ def test_law_of_iterate():
     assert_broken(pb.iterate(pb.extend(model), over=jnp.arange(0, 2)), expected)
 
 
+SIZES = [(n, t, pytest.mark.slow if (n, t) == (3, 3) else ()) for n in (2, 3) for t in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("ess_threshold", [1.0, 0.8])
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-@pytest.mark.parametrize("num_particles", [2, 3])
+@pytest.mark.parametrize(("num_particles", "num_steps"), [pytest.param(n, t, marks=marks) for n, t, marks in SIZES])
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_evidence_is_unbiased(name, num_particles, num_steps, ess_threshold):
     model = skewed_model(num_steps)

@@ -55,7 +55,9 @@ def expected_sum(model, num_particles, **options):
         (2, 1, {}),
         (2, 2, {"num_backward": 2, "ess_threshold": 0.8}),
         (2, 3, {"num_backward": 1, "ess_threshold": 1.0}),
-        (3, 2, {"num_backward": 1, "ess_threshold": 1.0, "resampling": "stratified"}),
+        pytest.param(
+            *(3, 2, {"num_backward": 1, "ess_threshold": 1.0, "resampling": "stratified"}), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_expected_sum(num_particles, num_steps, options):

@@ -63,6 +63,7 @@ def test_skewed_posterior_and_evidence():
     assert np.all(np.sort(np.asarray(more.ess), axis=1)[:, -1] >= 4 * 256)
 
 
+@pytest.mark.slow
 def test_two_modes():
     target, exact = bimodal(4)
     errors, out = log_errors(target, exact, max_temperatures=25)
@@ -75,6 +76,7 @@ def test_two_modes():
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 def test_generations_without_their_evidences_are_caught(monkeypatch):
     target, exact, _ = skewed()
     grow = _persistent_smc._Grow._grow

@@ -188,6 +188,7 @@ def no_jacobian(function: Any, first: Any, second: Any) -> Any:
     return function(first, second), jnp.zeros(())
 
 
+@pytest.mark.slow
 def test_a_dropped_jacobian_is_caught(key: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_split_merge, "_with_log_det", no_jacobian)
     kernel = split_merge(break_off, join, Uniform(), Components(3, minimum=1))

@@ -73,6 +73,7 @@ def test_moves_at_the_old_temperature_are_caught(monkeypatch):
         assert_unbiased(out.log_evidence, exact)
 
 
+@pytest.mark.slow  # and certificates
 @pytest.mark.parametrize("name", OPTIONS)
 def test_frozen_schedule_is_unbiased(name):
     target, exact, _ = skewed((0.0, 40.0))

@@ -77,7 +77,15 @@ def expected_marginals(model, num_particles, spoil=lambda out: out, gamma=GAMMA,
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("num_particles", "num_steps"), [((2, 2), 1), ((2, 3), 2), ((1, 2), 3)])
+@pytest.mark.parametrize(
+    ("num_particles", "num_steps"),
+    [
+        ((2, 2), 1),
+        ((2, 2), 2),
+        pytest.param((2, 3), 2, marks=pytest.mark.slow),
+        pytest.param((1, 2), 3, marks=pytest.mark.slow),
+    ],
+)
 def test_expected_marginals(num_particles, num_steps):
     model = skewed_model(num_steps, path_dependent=False)
     np.testing.assert_allclose(expected_marginals(model, num_particles), marginals(model), rtol=1e-9)
