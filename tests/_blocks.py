@@ -155,7 +155,7 @@ def _chunk(warmup: bool) -> Callable[[], Block]:
         from probinf import samplers
         from probinf.core._chunk import run_chunk
         from probinf.samplers._sample import SampleState, SampleStep
-        from probinf.samplers._warmup import start_warmup, warmup_step
+        from probinf.samplers._warmup_step import start_warmup, warmup_step
 
         def run(key, positions):
             target = pb.Target(lambda x: -jnp.sum(jnp.cosh(x)))

@@ -94,6 +94,11 @@ def buffer_capacity(shapes: PyTree[jax.ShapeDtypeStruct]) -> int:
     return max(1, min(MAX_STEPS_PER_CALL, BUFFER_BYTES // max(1, size)))
 
 
+def makes_blocks(step: Any) -> bool:
+    """Whether a step makes many records at once, by a method `block`: see `run_chunk`."""
+    return hasattr(step, "block")
+
+
 @eqx.filter_jit
 def run_chunk(
     key: PRNGKey,
@@ -124,7 +129,7 @@ def run_chunk(
         The `Chunk`.
     """
     shapes = record_shapes(step, key, state)
-    whole = hasattr(step, "block")
+    whole = makes_blocks(step)
     buffers = None
     if collect or (whole and reducer is not None):
         capacity = buffer_capacity(shapes)

@@ -21,7 +21,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from probinf.core._arguments import whole_number
-from probinf.core._chunk import as_state, buffer_capacity, empty_reduction, record_shapes, run_chunk
+from probinf.core._chunk import (
+    as_state,
+    buffer_capacity,
+    empty_reduction,
+    makes_blocks,
+    record_shapes,
+    run_chunk,
+)
 from probinf.core._fingerprint import fingerprint_of
 from probinf.core._progress import Report, progress_display
 from probinf.core._storage import RunStore, Snapshot, StorageWarning, identity_of, open_store
@@ -29,6 +36,7 @@ from probinf.core._types import PRNGKey
 
 MAX_STEPS = 2**31 - 1  # the step index is an int32
 SECONDS_PER_CALL = 0.5
+SECONDS_PER_BLOCK = 2.0  # of a step that makes a block at once: chains wait for each other at its end
 SECONDS_BETWEEN_WRITES = 5.0
 WRITE_SHARE = 0.02  # of the time, at most, for checkpoints of large states
 
@@ -74,10 +82,10 @@ def run_steps(
     cut into other chunks, gives the same bits (same device, versions and shapes). One compilation serves every
     chunk, every `num_steps` and every new value in the array leaves of `step` and `state`.
 
-    The first Ctrl-C ends the run after the call in progress (about half a second) and returns what is done; a second
-    one raises. Whatever else ends the run, an error included, the finished steps are first written to the
-    checkpoint. A disk that fails during the run gives one `StorageWarning`; the run goes on in memory and tries
-    again at every write.
+    The first Ctrl-C ends the run after the call in progress (about half a second, or two for a step with `block`) and
+    returns what is done; a second one raises. Whatever else ends the run, an error included, the finished steps are
+    first written to the checkpoint. A disk that fails during the run gives one `StorageWarning`; the run goes on in
+    memory and tries again at every write.
 
     Args:
         key: PRNG key of the run.
@@ -88,7 +96,7 @@ def run_steps(
         num_steps: number of steps in all, those of an earlier run in `checkpoint` included; 0 .. 2^31 - 1.
         name: for the progress display and the checkpoint's manifest.
         chunk_size: number of steps between two writes to the checkpoint; None for about every 5 s. Compiled calls
-            last about half a second and never cross such a border.
+            last half a second or two, and never cross such a border.
         collect: whether the records are kept (in host memory, and in the checkpoint).
         reducer: a `Reducer` that folds the records on the device, in memory independent of `num_steps`.
         checkpoint: folder; made if absent, resumed if it holds this run, returned at once if it is finished there.
@@ -122,7 +130,9 @@ def run_steps(
         at = fresh if store is None else store.load(fresh, records, num_steps)
         saver = _Saver(store, records, at, chunk_size, clock)
         report = stack.enter_context(progress_display(name, at.done, num_steps, clock)) if progress else None
-        pacer = _Pacer(buffer_capacity(shapes) if collect else MAX_STEPS, chunk_size, clock)
+        whole = makes_blocks(step)
+        capacity = buffer_capacity(shapes) if collect or whole else MAX_STEPS
+        pacer = _Pacer(capacity, chunk_size, SECONDS_PER_BLOCK if whole else SECONDS_PER_CALL, clock)
         try:
             while at.done < num_steps and not stop.requested:
                 count = pacer.begin(at.done, num_steps)
@@ -197,14 +207,14 @@ def _advance(
 
 
 class _Pacer:
-    """Chooses how many steps the next call takes: about half a second's worth, never across a write.
+    """Chooses how many steps the next call takes: so many seconds' worth, never across a write.
 
     The first two calls are one step each: the first may compile, the second measures. After that each call takes at
     most eight times as many steps as the one before.
     """
 
-    def __init__(self, capacity: int, chunk_size: int | None, clock: Callable[[], float]):
-        self._capacity, self._chunk_size, self._clock = capacity, chunk_size, clock
+    def __init__(self, capacity: int, chunk_size: int | None, seconds: float, clock: Callable[[], float]):
+        self._capacity, self._chunk_size, self._seconds, self._clock = capacity, chunk_size, seconds, clock
         self._wanted, self._count, self._begun, self._first = 1, 1, 0.0, True
 
     def begin(self, index: int, num_steps: int) -> int:
@@ -216,7 +226,7 @@ class _Pacer:
     def end(self) -> None:
         seconds = self._clock() - self._begun
         most = 1 if self._first else 8 * max(self._count, min(self._wanted, self._capacity))
-        fits = most if seconds <= 0 else int(self._count * SECONDS_PER_CALL / seconds)
+        fits = most if seconds <= 0 else int(self._count * self._seconds / seconds)
         self._wanted, self._first = max(1, min(most, fits)), False
 
 

@@ -106,7 +106,7 @@ KERNEL_BUGS = (
     PlantedBug(
         "parts of the trajectory may turn",
         NUTS,
-        "jnp.any(ending & _turns(kept, z[None], sums))",
+        "jnp.any(ending & _turns(kept, z[:, None], sums))",
         "jnp.zeros((), bool)",
         "nuts",
     ),

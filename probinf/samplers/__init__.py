@@ -67,5 +67,5 @@ from probinf.samplers._trans_dimensional import active_random_walk as active_ran
 from probinf.samplers._trans_dimensional import trans_dimensional as trans_dimensional
 from probinf.samplers._two_filter import TwoFilterResult as TwoFilterResult
 from probinf.samplers._two_filter import two_filter_smoother as two_filter_smoother
-from probinf.samplers._warmup import TunableKernel as TunableKernel
 from probinf.samplers._warmup import warmup as warmup
+from probinf.samplers._warmup_step import TunableKernel as TunableKernel

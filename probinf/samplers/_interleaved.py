@@ -24,7 +24,8 @@ WAITING_SHARE = 0.125
 class SteppedKernel(Kernel, Protocol):
     """A kernel whose transition can be left after any of its steps.
 
-    Law: `step` is `start`, `grow` until `done`, and `finish`; `grow` leaves what is done as it is.
+    Law: `step` is `start`, `grow` until `done`, and `finish`; `grow` leaves what is done as it is, and goes on with the
+    step size that `start` had.
     """
 
     def start(self, key: PRNGKey, target: Target, state: Any) -> Any:
@@ -75,12 +76,10 @@ def interleave(
         The states and what was kept.
     """
     num_chains = states.status.shape[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains))
-    least = max(1, int(num_chains * WAITING_SHARE))
+    least = least_waiting(num_chains)
 
     def begin(states: PyTree, made: Int[Array, " chains"]) -> Any:
-        step_keys = jax.vmap(jax.random.fold_in)(keys, first + made)
-        return jax.vmap(kernel.start, (0, None, 0))(step_keys, target, states)
+        return start_all(key, kernel, target, states, first + made)
 
     def body(carry: tuple[PyTree, _Loop]) -> tuple[PyTree, _Loop]:
         states, loop = carry
@@ -93,10 +92,10 @@ def interleave(
 
     def finish(due: Bool[Array, " chains"], states: PyTree, loop: _Loop) -> tuple[PyTree, _Loop]:
         ended, infos = jax.vmap(kernel.finish, (None, 0, 0))(target, states, loop.transitions)
-        states = _where(due, ended, states)
+        states = where_chains(due, ended, states)
         kept = keep(states, infos, loop.made, due, loop.kept)
         made = loop.made + due.astype(loop.made.dtype)
-        return states, _Loop(_where(due, begin(states, made), loop.transitions), made, kept)
+        return states, _Loop(where_chains(due, begin(states, made), loop.transitions), made, kept)
 
     made = jnp.zeros(num_chains, jnp.int32)
     start = (states, _Loop(begin(states, made), made, kept))
@@ -104,5 +103,19 @@ def interleave(
     return states, loop.kept
 
 
-def _where(due: Bool[Array, " chains"], new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(due.reshape(due.shape + (1,) * (a.ndim - 1)), a, b), new, old)
+def least_waiting(num_chains: int) -> int:
+    """How many chains must wait until their transitions are finished."""
+    return max(1, int(num_chains * WAITING_SHARE))
+
+
+def start_all(
+    key: PRNGKey, kernel: SteppedKernel, target: Target, states: PyTree, numbers: Int[Array, " chains"]
+) -> PyTree:
+    """Transitions of all chains, with keys that depend on chain and number alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(numbers.shape[0]))
+    return jax.vmap(kernel.start, (0, None, 0))(jax.vmap(jax.random.fold_in)(keys, numbers), target, states)
+
+
+def where_chains(mask: Bool[Array, " chains"], new: PyTree, old: PyTree) -> PyTree:
+    """`new` for some chains."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)

@@ -70,6 +70,8 @@ class Trajectory(NamedTuple):
 
     Attributes:
         key: [2] words of a threefry key, of the transition.
+        words: [2] random bits of the next step; drawn a step ahead, for XLA draws them again in all that uses them.
+        step_size: [] of the kernel that started it.
         energy: [] at its start.
         left, right: its ends.
         chosen: the point drawn from it.
@@ -80,7 +82,7 @@ class Trajectory(NamedTuple):
         head_chosen, head_log_weight, head_momentum: as above, of that half.
         head_steps: [] int32, how many points it has.
         forward: [] bool, its direction.
-        kept, kept_momentum: [max_depth, d] momenta at its points where subtrajectories begin, and sums up to there.
+        kept, kept_momentum: [d, max_depth] momenta at its points where subtrajectories begin, and sums up to there.
         acceptance: [] sum of acceptance probabilities.
         num_steps: [] int32.
         bits: [] uint32, of this transition.
@@ -88,6 +90,8 @@ class Trajectory(NamedTuple):
     """
 
     key: Array
+    words: Array
+    step_size: Array
     energy: Array
     left: End
     right: End
@@ -160,9 +164,12 @@ class NUTS(eqx.Module):
         z = jnp.where(self.step_size > 0, z, jnp.nan)
         end, zero, none = End(x, z, pull), jnp.zeros((), x.dtype), jnp.zeros((), jnp.int32)
         energy = _energy(target, state.point, z)
-        kept = jnp.zeros((self.max_depth, x.size), x.dtype)
+        kept = jnp.zeros((x.size, self.max_depth), x.dtype)
+        bits = jax.random.bits(key_tree, (2,), jnp.uint32)
         return Trajectory(
-            key=jax.random.bits(key_tree, (2,), jnp.uint32),
+            key=bits,
+            words=_words(bits, none),
+            step_size=self.step_size.astype(x.dtype),
             energy=energy,
             left=end,
             right=end,
@@ -187,12 +194,12 @@ class NUTS(eqx.Module):
     def grow(self, target: Target, position: Position, tree: Trajectory) -> Trajectory:
         """One leapfrog step and, where that finishes a half, its merging with the other; nothing where it is done."""
         live = ~tree.done
-        words = _words(tree.key, tree.num_steps)
+        words = tree.words
         at_start = tree.head_steps == 0
         # The bit is not among those of the uniform numbers.
         forward = jnp.where(at_start, words[0] & 1 == 1, tree.forward)
         head = _where(at_start, _where(forward, tree.right, tree.left), tree.head)
-        epsilon = jnp.where(forward, 1, -1).astype(head.x.dtype) * self.step_size.astype(head.x.dtype)
+        epsilon = jnp.where(forward, tree.step_size, -tree.step_size)
         unravel = ravel_pytree(position)[1]
         point, z, pull = leapfrog(target, self.factor, epsilon, unravel, *head)
         head = End(ravel_pytree(point.position)[0], z, pull)
@@ -227,6 +234,8 @@ class NUTS(eqx.Module):
         done = tree.done | stopped | (merged & (_turns(left.z, right.z, momentum) | (depth >= self.max_depth)))
         return Trajectory(
             key=tree.key,
+            words=_words(tree.key, tree.num_steps + 1),
+            step_size=tree.step_size,
             energy=tree.energy,
             left=left,
             right=right,
@@ -282,11 +291,11 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _turns(
-    first: Float[Array, "*n d"], last: Float[Array, "... d"], momentum: Float[Array, "*n d"]
+    first: Float[Array, "d *n"], last: Float[Array, "d ..."], momentum: Float[Array, "d *n"]
 ) -> Bool[Array, "*n"]:
-    """Whether trajectories turn, from their ends and sums of momenta."""
+    """Whether trajectories turn, from their ends and sums of momenta; coordinates come first (see `times`)."""
     inner = momentum - 0.5 * (first + last)
-    return (jnp.sum(first * inner, axis=-1) <= 0) | (jnp.sum(last * inner, axis=-1) <= 0)
+    return (jnp.sum(first * inner, axis=0) <= 0) | (jnp.sum(last * inner, axis=0) <= 0)
 
 
 def _check_subtrajectories(
@@ -294,20 +303,20 @@ def _check_subtrajectories(
 ) -> tuple[Array, Array, Bool[Array, ""]]:
     """What is kept after a point of the half, and whether a subtrajectory that ends there turns.
 
-    In a half the dyadic subtrajectories that begin at an even point n are kept in the row of the number of ones in n,
-    where none is overwritten that is still to end: that of point n ends with as many trailing ones as it has length.
+    In a half the dyadic subtrajectories that begin at an even point n are kept in the column of the number of ones in
+    n, where none is overwritten that is still to end.
     """
-    row = jax.lax.population_count(index >> 1)
+    columns = jnp.arange(tree.kept.shape[1], dtype=index.dtype)
+    column = jax.lax.population_count(index >> 1)
     even = index % 2 == 0
-    at_row = jnp.arange(tree.kept.shape[0], dtype=index.dtype) == row
-    kept = jnp.where((at_row & even)[:, None], z[None], tree.kept)
-    kept_momentum = jnp.where((at_row & even)[:, None], momentum[None], tree.kept_momentum)
-    # An odd point with k trailing ones ends k subtrajectories, which began in the last k rows.
+    here = ((columns == column) & even)[None, :]
+    kept = jnp.where(here, z[:, None], tree.kept)
+    kept_momentum = jnp.where(here, momentum[:, None], tree.kept_momentum)
+    # An odd point with k trailing ones ends k subtrajectories, which began in the last k columns.
     ones = jax.lax.population_count(index & ~(index + 1))
-    rows = jnp.arange(tree.kept.shape[0], dtype=index.dtype)
-    ending = (rows <= row) & (rows > row - ones) & ~even
-    sums = momentum[None] - kept_momentum + kept
-    return kept, kept_momentum, jnp.any(ending & _turns(kept, z[None], sums))
+    ending = (columns <= column) & (columns > column - ones) & ~even
+    sums = momentum[:, None] - kept_momentum + kept
+    return kept, kept_momentum, jnp.any(ending & _turns(kept, z[:, None], sums))
 
 
 def nuts(

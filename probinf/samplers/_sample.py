@@ -24,7 +24,8 @@ from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 from probinf.samplers._initial import check_call, initial_states, step_chains
 from probinf.samplers._interleaved import SteppedKernel, interleave
-from probinf.samplers._warmup import TunableKernel, check_target_accept, finish_warmup, start_warmup, warmup_step
+from probinf.samplers._warmup import prepare_warmup
+from probinf.samplers._warmup_step import TunableKernel, check_target_accept, finish_warmup
 
 
 class SampleState(NamedTuple):
@@ -301,8 +302,8 @@ def _warm_up(
         step, state = SampleStep(kernel, target, 1), _fresh(chains)
         run = run_steps(key, step, state, num_steps, name="warmup", collect=False, **options)
         return kernel, run.state.chains, not run.interrupted
-    step = warmup_step(kernel, target, num_steps, target_accept, options["mesh"])
-    run = run_steps(key, step, start_warmup(kernel, chains), num_steps, name="warmup", collect=False, **options)
+    step, state = prepare_warmup(kernel, target, chains, num_steps, target_accept, options["mesh"])
+    run = run_steps(key, step, state, num_steps, name="warmup", collect=False, **options)
     return finish_warmup(kernel, run.state), run.state.chains, not run.interrupted
 
 

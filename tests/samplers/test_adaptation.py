@@ -28,7 +28,8 @@ from probinf.samplers._adaptation import (
 from probinf.samplers._hmc import hmc
 from probinf.samplers._initial import init_chains
 from probinf.samplers._random_walk import random_walk
-from probinf.samplers._warmup import start_warmup, warmup, warmup_step
+from probinf.samplers._warmup import warmup
+from probinf.samplers._warmup_step import start_warmup, warmup_step
 
 
 def test_windows_are_those_of_stan() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from probinf import samplers, validity
-from probinf.core import Moments, Status, Target, standard_normal
+from probinf.core import Moments, Status, Target, _chunk, standard_normal
 from probinf.samplers import _nuts
 from tests._compilations import COMPILED
 
@@ -204,6 +204,13 @@ def test_interrupted_blocks_and_checkpoints_change_nothing(draws: Any, tmp_path:
 def test_reducers_see_every_draw(draws: Any) -> None:
     reduced = drawn(collect=False, reducer=Moments()).attrs["reduced"]
     np.testing.assert_allclose(reduced.mean, np.asarray(draws.samples).mean(axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_reducers_see_every_draw_of_buffers_that_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunk, "BUFFER_BYTES", 3000)  # five records; thinned runs are compiled here
+    reduced = drawn(24, thin=2, collect=False, reducer=Moments()).attrs["reduced"]
+    whole = np.asarray(drawn(24, thin=2).samples)
+    np.testing.assert_allclose(reduced.mean, whole.mean(axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_nan_chain_leaves_the_others_bit_equal(draws: Any) -> None:
