@@ -5,7 +5,7 @@ every run of the same step and shapes. The numbers of step i depend on the run k
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -94,9 +94,20 @@ def buffer_capacity(shapes: PyTree[jax.ShapeDtypeStruct]) -> int:
     return max(1, min(MAX_STEPS_PER_CALL, BUFFER_BYTES // max(1, size)))
 
 
-def makes_blocks(step: Any) -> bool:
-    """Whether a step makes many records at once, by a method `block`: see `run_chunk`."""
-    return hasattr(step, "block")
+@runtime_checkable
+class BlockStep(Protocol):
+    """A step that makes many records at once, in a way of its own; `__call__` tells the shapes of a record.
+
+    Law: state and records after `count` steps do not depend on how they are cut into blocks.
+    """
+
+    def __call__(self, key: PRNGKey, index: Int[Array, ""], state: PyTree) -> tuple[PyTree, PyTree]: ...
+
+    def run_block(
+        self, key: PRNGKey, start: Int[Array, ""], count: Int[Array, ""], state: PyTree, buffers: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Steps `start .. start + count - 1`: the state, and the buffers `[capacity, ...]` (or None) with records."""
+        ...
 
 
 @eqx.filter_jit
@@ -115,8 +126,8 @@ def run_chunk(
 
     Args:
         key: the run's key.
-        step: callable pytree `(key_i, index, state) -> (state, record)`. If it has a method `block`, that makes all the
-            steps at once: `(key, start, count, state, buffers) -> (state, buffers)`, of the run's key.
+        step: callable pytree `(key_i, index, state) -> (state, record)`. A `BlockStep` makes all the
+            steps at once, of the run's key.
         reducer: a `Reducer` or None.
         start: int32 index of the first step.
         count: number of steps, at most the capacity of the buffer; traced.
@@ -129,7 +140,7 @@ def run_chunk(
         The `Chunk`.
     """
     shapes = record_shapes(step, key, state)
-    whole = makes_blocks(step)
+    whole = isinstance(step, BlockStep)
     buffers = None
     if collect or (whole and reducer is not None):
         capacity = buffer_capacity(shapes)
@@ -149,7 +160,7 @@ def run_chunk(
         return _place(eqx.partition(new, eqx.is_array)[0], shardings), folded(total, record), buffer
 
     if whole:
-        new, buffers = step.block(key, start, count, eqx.combine(dynamic, static), buffers)
+        new, buffers = step.run_block(key, start, count, eqx.combine(dynamic, static), buffers)
         dynamic = _place(eqx.partition(_same_layout(state, new), eqx.is_array)[0], shardings)
         if reducer is not None:
             accumulated = jax.lax.fori_loop(

@@ -20,7 +20,7 @@ from probinf.core._storage import probinf_version
 from probinf.core._summary import Summary, summarise
 
 # Names that ArviZ expects among the sample statistics.
-_ARVIZ_NAMES = {"divergent": "diverging", "log_density": "lp"}
+_ARVIZ_NAMES = {"divergent": "diverging", "log_density": "lp", "num_steps": "n_steps"}
 _FORMAT = 1
 
 

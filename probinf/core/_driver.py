@@ -22,10 +22,10 @@ from jaxtyping import PyTree
 
 from probinf.core._arguments import whole_number
 from probinf.core._chunk import (
+    BlockStep,
     as_state,
     buffer_capacity,
     empty_reduction,
-    makes_blocks,
     record_shapes,
     run_chunk,
 )
@@ -82,7 +82,7 @@ def run_steps(
     cut into other chunks, gives the same bits (same device, versions and shapes). One compilation serves every
     chunk, every `num_steps` and every new value in the array leaves of `step` and `state`.
 
-    The first Ctrl-C ends the run after the call in progress (about half a second, or two for a step with `block`) and
+    The first Ctrl-C ends the run after the call in progress (about half a second, or two for a `BlockStep`) and
     returns what is done; a second one raises. Whatever else ends the run, an error included, the finished steps are
     first written to the checkpoint. A disk that fails during the run gives one `StorageWarning`; the run goes on in
     memory and tries again at every write.
@@ -130,7 +130,7 @@ def run_steps(
         at = fresh if store is None else store.load(fresh, records, num_steps)
         saver = _Saver(store, records, at, chunk_size, clock)
         report = stack.enter_context(progress_display(name, at.done, num_steps, clock)) if progress else None
-        whole = makes_blocks(step)
+        whole = isinstance(step, BlockStep)
         capacity = buffer_capacity(shapes) if collect or whole else MAX_STEPS
         pacer = _Pacer(capacity, chunk_size, SECONDS_PER_BLOCK if whole else SECONDS_PER_CALL, clock)
         try:
@@ -172,7 +172,9 @@ def _placed(state: PyTree, mesh: jax.sharding.Mesh | None, others: PyTree) -> tu
     dynamic, static = eqx.partition(as_state(state), eqx.is_array)
     leaves, structure = jax.tree.flatten(dynamic)
     if mesh is None:
-        committed = [leaf for leaf in jax.tree.leaves((dynamic, others)) if eqx.is_array(leaf) and leaf.committed]
+        committed = [
+            leaf for leaf in jax.tree.leaves((dynamic, others)) if isinstance(leaf, jax.Array) and leaf.committed
+        ]
         if committed and all(leaf.sharding == committed[0].sharding for leaf in committed):
             leaves = [leaf if leaf.committed else jax.device_put(leaf, committed[0].sharding) for leaf in leaves]
         return None, eqx.combine(jax.tree.unflatten(structure, leaves), static)

@@ -17,7 +17,7 @@ from probinf.experiments._smc_targets import one_by_one, poisson_counts
 from probinf.validity import Check, FiniteAhead, FiniteModel, Report
 
 RUNS, RATE = 400, 1e-6
-BIAS = 0.01  # allowed where a sampler tunes itself on the way, which is consistent and not unbiased
+BIAS = 2.0  # over N, allowed where a sampler tunes itself on the way, which is consistent and not unbiased
 
 
 def _filter(scheme: str, threshold: float) -> Callable[[Any, FiniteModel], Array]:
@@ -234,7 +234,7 @@ def _persistent() -> Report:
     def run(key: Any) -> Array:
         return samplers.persistent_smc(key, target, num_particles=64, throw=False).log_evidence
 
-    return Report((_mean_is_one(_evidence_ratios(12, exact, run), "persistent_smc", BIAS),))
+    return Report((_mean_is_one(_evidence_ratios(12, exact, run), "persistent_smc", BIAS / 64),))
 
 
 def _path() -> Report:
@@ -249,7 +249,9 @@ def _path() -> Report:
     keys = jax.random.split(jax.random.key(13), 2 * RUNS)
     logs = jax.jit(jax.vmap(run))(keys, jnp.concatenate([never, always]))
     plain, renewed = np.exp(np.asarray(logs, float).reshape(2, RUNS) - exact[-1])
-    return Report((_mean_is_one(plain, "path_smc, never renewed"), _mean_is_one(renewed, "path_smc, renewed", BIAS)))
+    return Report(
+        (_mean_is_one(plain, "path_smc, never renewed"), _mean_is_one(renewed, "path_smc, renewed", BIAS / 256))
+    )
 
 
 class _Prior(eqx.Module):

@@ -136,8 +136,9 @@ KERNELS: Mapping[str, Callable[[], Report]] = {
     "hmc, float32": _single(lambda: samplers.hmc(0.5, 3)),
     **_everywhere("mala", lambda: samplers.mala(0.8)),
     **_everywhere("nuts", lambda: samplers.nuts(0.8), reversible=True),
+    "nuts, small steps": _checked(lambda: samplers.nuts(0.2), reversible=True),
     "mhg, scaling": _checked(scaling),
-    "mhg, finite": _on_finite_states,
+    "finite kernel": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,
     "hmc, temperature zero": _tempered,
 }

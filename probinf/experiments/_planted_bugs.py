@@ -29,8 +29,8 @@ SCHEMES, FIXED = "samplers._resampling", "samplers._fixed_point"
 
 KERNEL_BUGS = (
     PlantedBug("proposal ratio left out", MHG, "(after - before) + (log_q_back - log_q)", "(after - before)", "hmc"),
-    PlantedBug("proposal ratio left out, finite", MHG, " + (log_q_back - log_q)", "", "mhg, finite"),
-    PlantedBug("proposal ratio upside down", MHG, "(log_q_back - log_q)", "(log_q - log_q_back)", "mhg, finite"),
+    PlantedBug("proposal ratio left out, finite", MHG, " + (log_q_back - log_q)", "", "finite kernel"),
+    PlantedBug("proposal ratio upside down", MHG, "(log_q_back - log_q)", "(log_q - log_q_back)", "finite kernel"),
     PlantedBug("Jacobian left out", MHG, "(log_q_back - log_q) + log_det\n", "(log_q_back - log_q)\n", "mhg, scaling"),
     PlantedBug(
         "Jacobian with the wrong sign",
@@ -86,7 +86,7 @@ KERNEL_BUGS = (
         "core._kernel",
         "likelihood(position), None, None",
         "0 * likelihood(position), None, None",
-        "mhg, finite",
+        "finite kernel",
     ),
     PlantedBug(
         "temperature ignored",
@@ -111,6 +111,13 @@ KERNEL_BUGS = (
         "nuts",
     ),
     PlantedBug(
+        "only the shortest parts checked",
+        NUTS,
+        "ones = jax.lax.population_count(index & ~(index + 1))",
+        "ones = jnp.minimum(jax.lax.population_count(index & ~(index + 1)), 1)",
+        "nuts, small steps",
+    ),
+    PlantedBug(
         "newest half always chosen",
         NUTS,
         "_where(merged & wins, head_chosen, tree.chosen)",
@@ -120,8 +127,8 @@ KERNEL_BUGS = (
     PlantedBug(
         "all points of a half alike",
         NUTS,
-        "taken = _uniform(words[0], z.dtype) < jnp.exp(log_weight - half_weight)",
-        "taken = _uniform(words[0], z.dtype) < 1 / (tree.head_steps + 1)",
+        "taken = _uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)",
+        "taken = _uniform(words[0], change.dtype) < 1 / (tree.head_steps + 1)",
         "nuts",
     ),
     PlantedBug(
@@ -151,15 +158,15 @@ JUMP_BUGS = (
     PlantedBug(
         "Jacobian of the split left out",
         "samplers._split_merge",
-        "back, jnp.where(place.splits, log_det, -log_det)",
-        "back, jnp.zeros(())",
+        "jnp.where(place.splits, log_det, -log_det)",
+        "jnp.zeros(())",
         "split_merge",
     ),
     PlantedBug(
         "Jacobian of the merge upside down",
         "samplers._split_merge",
-        "back, jnp.where(place.splits, log_det, -log_det)",
-        "back, log_det",
+        "jnp.where(place.splits, log_det, -log_det)",
+        "log_det",
         "split_merge",
     ),
     PlantedBug(

@@ -24,8 +24,8 @@ WAITING_SHARE = 0.125
 class SteppedKernel(Kernel, Protocol):
     """A kernel whose transition can be left after any of its steps.
 
-    Law: `step` is `start`, `grow` until `done`, and `finish`; `grow` leaves what is done as it is, and goes on with the
-    step size that `start` had.
+    Law: `step` is `start`, `grow` until `done`, and `finish`, and is done after a bounded number of steps. `grow` goes
+    on with the step size that `start` had, and changes nothing of what is done that `finish` reads.
     """
 
     def start(self, key: PRNGKey, target: Target, state: Any) -> Any:
@@ -111,8 +111,14 @@ def least_waiting(num_chains: int) -> int:
 def start_all(
     key: PRNGKey, kernel: SteppedKernel, target: Target, states: PyTree, numbers: Int[Array, " chains"]
 ) -> PyTree:
-    """Transitions of all chains, with keys that depend on chain and number alone."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(numbers.shape[0]))
+    """Transitions of all chains, with keys that depend on chain and number alone.
+
+    They are threefry keys whatever the run's key is: those of `rbg` would draw all chains from the key of the first,
+    which may not be due.
+    """
+    words = jax.random.bits(jax.random.fold_in(key, 0), (2,), jnp.uint32)
+    base = jax.random.wrap_key_data(words, impl="threefry2x32")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.arange(numbers.shape[0]))
     return jax.vmap(kernel.start, (0, None, 0))(jax.vmap(jax.random.fold_in)(keys, numbers), target, states)
 
 

@@ -68,7 +68,7 @@ class InterleavedWarmup(WarmupStep):
         none = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return InterleavedState(state, none, made, jnp.zeros((), dtype), jnp.zeros((), dtype))
 
-    def block(
+    def run_block(
         self, key: PRNGKey, start: Int[Array, ""], count: Int[Array, ""], state: InterleavedState, buffers: PyTree
     ) -> tuple[InterleavedState, PyTree]:
         """Steps `start .. start + count - 1`."""

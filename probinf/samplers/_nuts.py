@@ -28,7 +28,7 @@ from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._factor import Factor, check_dimension
 from probinf.samplers._hmc import HMC, force, hmc, leapfrog
-from probinf.samplers._mhg import MHGState
+from probinf.samplers._mhg import MHGState, require_floating
 
 MAX_ENERGY_ERROR = 1000.0
 LARGEST_DEPTH = 20
@@ -82,7 +82,7 @@ class Trajectory(NamedTuple):
         head_chosen, head_log_weight, head_momentum: as above, of that half.
         head_steps: [] int32, how many points it has.
         forward: [] bool, its direction.
-        kept, kept_momentum: [d, max_depth] momenta at its points where subtrajectories begin, and sums up to there.
+        kept, kept_momentum: [d, rows] momenta at its points where subtrajectories begin, and sums up to there.
         acceptance: [] sum of acceptance probabilities.
         num_steps: [] int32.
         bits: [] uint32, of this transition.
@@ -145,6 +145,7 @@ class NUTS(eqx.Module):
         Raises:
             TypeError: a leaf of `position` is not a floating-point array.
         """
+        require_floating("NUTS", position)
         return self.short().init(key, target, position)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, NUTSInfo]:
@@ -162,9 +163,10 @@ class NUTS(eqx.Module):
         z = standard_normal(key_z, x.shape, x.dtype)
         # A traced step size that is not positive would stand still and look healthy: NaN makes it a divergence.
         z = jnp.where(self.step_size > 0, z, jnp.nan)
-        end, zero, none = End(x, z, pull), jnp.zeros((), x.dtype), jnp.zeros((), jnp.int32)
+        end, none = End(x, z, pull), jnp.zeros((), jnp.int32)
         energy = _energy(target, state.point, z)
-        kept = jnp.zeros((x.size, self.max_depth), x.dtype)
+        zero = jnp.zeros_like(energy)
+        kept = jnp.zeros((x.size, max(1, self.max_depth - 1)), x.dtype)
         bits = jax.random.bits(key_tree, (2,), jnp.uint32)
         return Trajectory(
             key=bits,
@@ -174,7 +176,7 @@ class NUTS(eqx.Module):
             left=end,
             right=end,
             chosen=state.point,
-            log_weight=zero,
+            log_weight=jnp.where(jnp.isfinite(energy), zero, -jnp.inf),  # NaN counts as density zero
             momentum=z,
             depth=none,
             head=end,
@@ -187,12 +189,12 @@ class NUTS(eqx.Module):
             kept_momentum=kept,
             acceptance=zero,
             num_steps=none,
-            bits=jnp.zeros_like(state.status),
+            bits=flag(Status.NAN_LOG_WEIGHT, jnp.isnan(energy) & (self.step_size > 0)),
             done=is_fatal(state.status),
         )
 
     def grow(self, target: Target, position: Position, tree: Trajectory) -> Trajectory:
-        """One leapfrog step and, where that finishes a half, its merging with the other; nothing where it is done."""
+        """One leapfrog step and, where that finishes a half, its merging with the other. What is done stays so."""
         live = ~tree.done
         words = tree.words
         at_start = tree.head_steps == 0
@@ -205,16 +207,19 @@ class NUTS(eqx.Module):
         head = End(ravel_pytree(point.position)[0], z, pull)
 
         log_density = point_log_density(target, point)
-        change = tree.energy - _energy(target, point, z)
-        divergent = ~(change >= -MAX_ENERGY_ERROR)  # NaN too
+        # From density zero any other is accepted: weights are then measured from 1.
+        known = jnp.isfinite(tree.energy)
+        change = jnp.where(known, tree.energy, 0) - _energy(target, point, z)
+        divergent = jnp.isnan(change) | (known & (change < -MAX_ENERGY_ERROR))
         infinite = log_density == jnp.inf
         log_weight = jnp.where(divergent | infinite, -jnp.inf, change)
         bits = flag(Status.DIVERGENT, divergent & live) | flag(Status.POSINF_LOG_WEIGHT, infinite & live)
-        acceptance = jnp.where(live, jnp.exp(jnp.minimum(log_weight, 0)), 0)
+        acceptance = jnp.where(known, jnp.exp(jnp.minimum(log_weight, 0)), (log_weight > -jnp.inf).astype(change.dtype))
+        acceptance = jnp.where(live, acceptance, 0)
 
         # One point of the half, in proportion to the weights.
         half_weight = jnp.logaddexp(tree.head_log_weight, log_weight)
-        taken = _uniform(words[0], z.dtype) < jnp.exp(log_weight - half_weight)
+        taken = _uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)
         head_chosen = _where(taken, point, tree.head_chosen)
         head_momentum = tree.head_momentum + z
 
@@ -225,7 +230,7 @@ class NUTS(eqx.Module):
         merged = whole & ~stopped & live
 
         # The newer half wins more often than its share: still invariant, and it moves further.
-        wins = _uniform(words[1], z.dtype) < jnp.exp(half_weight - tree.log_weight)
+        wins = _uniform(words[1], change.dtype) < jnp.exp(half_weight - tree.log_weight)
         chosen = _where(merged & wins, head_chosen, tree.chosen)
         left = _where(merged & ~forward, head, tree.left)
         right = _where(merged & forward, head, tree.right)
@@ -273,12 +278,15 @@ class NUTS(eqx.Module):
 
 
 def _energy(target: Target, point: Point, z: Float[Array, " d"]) -> Float[Array, ""]:
-    return 0.5 * jnp.sum(z * z) - point_log_density(target, point)
+    log_density = point_log_density(target, point)
+    return 0.5 * jnp.sum(z * z).astype(log_density.dtype) - log_density
 
 
 def _words(key: UInt32[Array, " words"], step: Int[Array, ""]) -> UInt32[Array, " 2"]:
     """The random bits of a step."""
-    return jax.random.bits(jax.random.fold_in(fast_key(jax.random.wrap_key_data(key)), step), (2,), jnp.uint32)
+    return jax.random.bits(
+        jax.random.fold_in(fast_key(jax.random.wrap_key_data(key, impl="threefry2x32")), step), (2,), jnp.uint32
+    )
 
 
 def _uniform(word: UInt32[Array, ""], dtype: Any) -> Float[Array, ""]:
@@ -331,7 +339,8 @@ def nuts(
 
     Leaves any target with a differentiable log density invariant, reversibly. An energy error that is NaN or over 1000
     ends the trajectory and is flagged `DIVERGENT`; a density of +inf is flagged `POSINF_LOG_WEIGHT` and freezes the
-    chain.
+    chain. `sample` and `warmup` interleave its chains, so that none waits for another's longer trajectory until a call
+    ends; under `vmap`, in a `cycle` and in SMC moves all wait for the longest.
 
     Args:
         step_size: positive scalar; warm-up tunes it to `target_accept`.

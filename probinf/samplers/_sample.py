@@ -72,7 +72,7 @@ class SampleStep(eqx.Module):
 class InterleavedStep(SampleStep):
     """The same for a `SteppedKernel`: in a block of records no chain waits for another."""
 
-    def block(
+    def run_block(
         self, key: PRNGKey, start: Int[Array, ""], count: Int[Array, ""], state: SampleState, buffers: PyTree
     ) -> tuple[SampleState, PyTree]:
         """Records `start .. start + count - 1` of all chains, in buffers `[capacity, num_chains, ...]`, if any."""
@@ -85,9 +85,9 @@ class InterleavedStep(SampleStep):
             # A fault of any of its transitions is one of the draw.
             divergent = due & (within == self.thin - 1) & ((info["status"] & jnp.uint32(int(Status.DIVERGENT))) != 0)
             first = jnp.where(divergent & (kept.first_divergent < 0), start + index, kept.first_divergent)
-            record = {"samples": jax.vmap(self.target.constrain)(chains.position), "info": info}
+            row = {"positions": chains.position, "info": info}
             return _Kept(
-                _written(kept.buffers, record, index, due),
+                _written(kept.rows, row, index, due),
                 {name: jnp.where(_like(due, value), value, kept.info[name]) for name, value in info.items()},
                 kept.status | jnp.where(due, infos.status, zeros),
                 kept.num_divergent + divergent.astype(jnp.int32),
@@ -96,18 +96,35 @@ class InterleavedStep(SampleStep):
 
         shapes = eqx.filter_eval_shape(self._transitions, key, state.chains)[1]
         info = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-        kept = _Kept(buffers, info, zeros, state.num_divergent, state.first_divergent)
+        rows = None
+        if buffers is not None:
+            capacity = jax.tree.leaves(buffers["info"])[0].shape[0]
+            positions = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), state.chains.position)
+            rows = {"positions": positions, "info": buffers["info"]}
+        kept = _Kept(rows, info, zeros, state.num_divergent, state.first_divergent)
         made, more = start * self.thin, count * self.thin
         chains, kept = interleave(key, self.kernel, self.target, state.chains, made, more, kept, keep)
         # A kernel may flag a step in its info alone.
         chains = eqx.tree_at(lambda c: c.status, chains, chains.status | kept.status)
-        return SampleState(chains, kept.num_divergent, kept.first_divergent), kept.buffers
+        if buffers is not None:
+            samples = self._constrained(kept.rows["positions"], buffers["samples"], count)
+            buffers = {"samples": samples, "info": kept.rows["info"]}
+        return SampleState(chains, kept.num_divergent, kept.first_divergent), buffers
+
+    def _constrained(self, positions: PyTree, samples: PyTree, count: Int[Array, ""]) -> PyTree:
+        """The samples of a block, each made once."""
+
+        def one(i: Array, samples: PyTree) -> PyTree:
+            made = jax.vmap(self.target.constrain)(jax.tree.map(lambda rows: rows[i], positions))
+            return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), samples, made)
+
+        return jax.lax.fori_loop(jnp.zeros_like(count), count, one, samples)
 
 
 class _Kept(NamedTuple):
-    """What interleaved chains leave behind: records, the info of the present draw of each, bits, divergences."""
+    """What interleaved chains leave behind: rows of records, the info of the present draws, bits, divergences."""
 
-    buffers: Any
+    rows: Any
     info: dict[str, Array]
     status: Array
     num_divergent: Array
@@ -118,16 +135,16 @@ def _like(mask: Array, leaf: Array) -> Array:
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
 
 
-def _written(buffers: PyTree, record: PyTree, index: Array, due: Array) -> PyTree:
-    """The buffers with an entry of each chain that is due; None stays None."""
-    if buffers is None:
+def _written(rows: PyTree, row: PyTree, index: Array, due: Array) -> PyTree:
+    """The rows with an entry of each chain that is due; None stays None."""
+    if rows is None:
         return None
     chain = jnp.arange(index.shape[0])
 
     def leaf(buffer: Array, values: Array) -> Array:
         return buffer.at[jnp.where(due, index, buffer.shape[0]), chain].set(values, mode="drop")
 
-    return jax.tree.map(leaf, buffers, record)
+    return jax.tree.map(leaf, rows, row)
 
 
 def _joined(name: str, before: Array, value: Array, within: Array) -> Array:

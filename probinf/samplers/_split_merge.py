@@ -90,6 +90,7 @@ class SplitMerge(eqx.Module):
         now = self._before_insertion(place)
         first, second = component_at(parameters, place.slot), component_at(parameters, place.other)
         merged, noise = self.merge(first, second)
+        _require_alike((component_at(parameters, now), move.noise), (merged, noise))
         # Both ways pass through one component and the noise that splits it, where the derivative is taken once.
         whole = jax.tree.map(
             lambda x, y: jnp.where(place.splits, x, y), (component_at(parameters, now), move.noise), (merged, noise)
@@ -103,7 +104,10 @@ class SplitMerge(eqx.Module):
         noise = jax.tree.map(lambda u: jnp.where(place.splits, jnp.zeros_like(u), u), noise)
         squared = self._capacity(position) ** 2
         back = Move(jnp.where(place.splits, move.choice + squared, move.choice - squared), noise)
-        return TransDimensional(model, parameters, position.shared), back, jnp.where(place.splits, log_det, -log_det)
+        there = TransDimensional(model, parameters, position.shared)
+        # Noise that no split draws is rejected for that, and its derivative may not exist.
+        possible = self.log_prob_noise(there, back) > -jnp.inf
+        return there, back, jnp.where(possible, jnp.where(place.splits, log_det, -log_det), 0)
 
     def _splitting(self, position: TransDimensional) -> Array:
         """[i, j]: whether a component can be split into slots i and j."""
@@ -187,6 +191,20 @@ def split_merge(
     return trans_dimensional(moves, space, check=check)
 
 
+def _require_alike(needed: tuple[Any, Any], found: tuple[Any, Any]) -> None:
+    """Raises `ValueError` where what `merge` returned is not of the shape of what `split` takes."""
+
+    def layout(tree: PyTree[Any]) -> PyTree[Any]:
+        return jax.tree.map(lambda x: (jnp.shape(x), bool(jnp.issubdtype(jnp.result_type(x), jnp.inexact))), tree)
+
+    for name, one, other in zip(("a component", "noise"), map(layout, needed), map(layout, found), strict=True):
+        if one != other:
+            raise ValueError(
+                f"`merge` returned {name} of (shape, whether continuous) {other}, but `split` takes {one}: component "
+                "and u together must have as many numbers as two components"
+            )
+
+
 def _with_log_det(function: Callable[..., Any], first: PyTree[Any], second: PyTree[Any]) -> tuple[Any, Array]:
     """`function(first, second)` and the log absolute determinant of its derivative over continuous leaves."""
     result = function(first, second)
@@ -201,7 +219,7 @@ def _with_log_det(function: Callable[..., Any], first: PyTree[Any], second: PyTr
     jacobian = jax.jacfwd(mapped)(flat)
     if jacobian.shape[0] != jacobian.shape[1]:
         raise ValueError(
-            f"`split` or `merge` maps {jacobian.shape[1]} continuous numbers to {jacobian.shape[0]}: component and u "
+            f"`split` maps {jacobian.shape[1]} continuous numbers to {jacobian.shape[0]}: component and u "
             "together must have as many as two components"
         )
     return result, jnp.linalg.slogdet(jacobian)[1]

@@ -186,7 +186,7 @@ def warmup_step(
 
 
 @eqx.filter_jit
-def finish_warmup(kernel: Any, state: WarmupState) -> Any:
+def finish_warmup(kernel: Any, state: Any) -> Any:
     """The tuned kernel."""
     return kernel.tuned(jnp.exp(state.averaging.log_average), state.factor)
 

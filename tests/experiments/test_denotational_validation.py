@@ -14,7 +14,7 @@ from probinf.experiments._planting import in_processes, planted, run_certificate
 
 pytestmark = pytest.mark.no_key_reuse
 
-QUICK = ("choices", "verbs", "resample", "mhg, finite", "auxiliary filter", "conditional SMC", "paris")
+QUICK = ("choices", "verbs", "resample", "finite kernel", "auxiliary filter", "conditional SMC", "paris")
 CHEAP = (
     "proposal ratio upside down",
     "evidence not banked",
@@ -89,7 +89,7 @@ def test_a_text_that_is_not_there_is_refused() -> None:
 
 def test_a_certificate_in_short() -> None:
     with jax.enable_x64(True):
-        row = run_certificate("mhg, finite")
+        row = run_certificate("finite kernel")
     assert row.passed
     assert row.kernel_error < 1e-12
     assert row.false_alarm_rate == 0

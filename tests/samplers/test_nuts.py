@@ -176,7 +176,9 @@ def draws() -> Any:
 def test_interleaved_chains_are_the_chains_one_by_one(draws: Any) -> None:
     kernel = samplers.nuts(0.2, max_depth=6)
     run_key = jax.random.split(jax.random.key(3), 3)[2]
-    keys = [jax.random.fold_in(run_key, chain) for chain in range(NUM_CHAINS)]
+    words = jax.random.bits(jax.random.fold_in(run_key, 0), (2,), jnp.uint32)
+    base = jax.random.wrap_key_data(words, impl="threefry2x32")
+    keys = [jax.random.fold_in(base, chain) for chain in range(NUM_CHAINS)]
     step = jax.jit(lambda key, state: kernel.step(key, TARGET, state))
     for chain in (0, 7):
         state = kernel.init(run_key, TARGET, jnp.asarray(STARTS[chain]))
@@ -185,6 +187,54 @@ def test_interleaved_chains_are_the_chains_one_by_one(draws: Any) -> None:
             np.testing.assert_allclose(draws.samples[chain, i], state.position, rtol=1e-4, atol=1e-5)
             assert int(draws.info["num_steps"][chain, i]) == int(info.num_steps)
     assert np.ptp(np.asarray(draws.info["num_steps"]).sum(axis=1)) > 0
+
+
+@pytest.mark.no_key_reuse
+def test_chains_with_other_keys_draw_apart() -> None:
+    """Keys of rbg under vmap draw for all chains from the first, which here is not always due."""
+    normal = Target(lambda x: -0.5 * jnp.sum(x * x))
+    start = jnp.zeros((16, 1))
+    found = samplers.sample(
+        jax.random.key(0, impl="rbg"),
+        samplers.nuts(0.6),
+        normal,
+        num_samples=500,
+        num_warmup=0,
+        num_chains=16,
+        initial_position=start,
+    )
+    kinetic = np.asarray(found.info["energy"])[:, 1:] + np.asarray(found.info["log_density"])[:, :-1]
+    assert np.unique(kinetic.round(5)).size > 0.9 * kinetic.size
+    # Of 8,000 draws, hardly dependent: 6 standard errors.
+    assert abs(float(np.var(np.asarray(found.samples))) - 1) < 6 * np.sqrt(2 / 4000)
+
+
+def test_float32_positions_with_a_float64_density(x64: None) -> None:
+    mixed = Target(lambda x: -0.5 * jnp.sum(x.astype(jnp.float64) ** 2), lambda x: jnp.zeros((), jnp.float64))
+    kernel = samplers.nuts(0.5)
+    state = kernel.init(jax.random.key(0), mixed, jnp.zeros(2, jnp.float32))
+    state, info = kernel.step(jax.random.key(1), mixed, state)
+    assert state.position.dtype == jnp.float32
+    assert info.log_density.dtype == jnp.float64
+
+
+def test_warmup_learns_scales_and_does_not_depend_on_calls(tmp_path: Any) -> None:
+    """A Gaussian of scales .1 and 10: within a tenth, of 16 chains and 400 steps."""
+    scales = jnp.array([0.1, 10.0])
+    target = Target(lambda x: -0.5 * jnp.sum((x / scales) ** 2))
+    options: dict[str, Any] = {
+        "num_warmup": 400,
+        "num_chains": 16,
+        "initial_position": jnp.zeros((16, 2)),
+        "num_samples": 5,
+    }
+    first = samplers.sample(jax.random.key(5), samplers.nuts(), target, **options)
+    np.testing.assert_allclose(first.kernel.factor, scales, rtol=0.1)
+    more: dict[str, Any] = options | {"num_warmup": 0, "num_samples": 200}
+    rates = np.asarray(samplers.sample(jax.random.key(6), first.kernel, target, **more).info["acceptance_rate"])
+    assert 0.7 < rates.mean() < 0.95
+    again = samplers.sample(jax.random.key(5), samplers.nuts(), target, checkpoint=tmp_path / "run", **options)
+    np.testing.assert_array_equal(first.samples, again.samples)
 
 
 def test_thinned_draws_are_every_third(draws: Any) -> None:

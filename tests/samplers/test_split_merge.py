@@ -282,8 +282,32 @@ def test_dimensions_must_match() -> None:
     kernel = split_merge(lambda t, u: (t - u[0], t + u[1]), lambda a, b: (a, b), Normal(shape=(2,)), Components(2))
     target = Target(lambda p: jnp.zeros(()))
     state = kernel.init(jax.random.key(0), target, TransDimensional(jnp.asarray(1), jnp.zeros(2)))
-    with pytest.raises(ValueError, match="as many as two components"):
+    with pytest.raises(ValueError, match="`merge` returned noise .* as many numbers as two components"):
         kernel.step(jax.random.key(1), target, state)
+
+
+def test_noise_that_no_split_draws_is_rejected_without_a_flag(key: Any) -> None:
+    """x becomes x -+ sqrt(u) with u on (0, 1): far pairs have u over 1, close ones a derivative without bound."""
+
+    class Unit(eqx.Module):
+        def sample(self, key: Any) -> Any:
+            return jax.random.uniform(key)
+
+        def log_prob(self, u: Any) -> Any:
+            return jnp.where((u > 0) & (u < 1), 0.0, -jnp.inf)
+
+    def split(x: Any, u: Any) -> Any:
+        return x - jnp.sqrt(u), x + jnp.sqrt(u)
+
+    def merge(a: Any, b: Any) -> Any:  # backwards pairs have u below zero
+        return (a + b) / 2, jnp.sign(b - a) * ((b - a) / 2) ** 2
+
+    kernel = split_merge(split, merge, Unit(), Components(2, 1))
+    target = Target(lambda p: jnp.sum(jnp.where(jnp.arange(2) < p.model, -0.5 * p.parameters**2, 0)))
+    start = TransDimensional(jnp.full(100, 2, jnp.int32), jax.random.normal(jax.random.key(9), (100, 2)))
+    states, seen = run_chains(key, kernel, target, start, 5, lambda p: p.model)
+    assert not np.any(np.asarray(states.status))
+    assert np.any(seen == 1)
 
 
 def test_arguments_are_checked() -> None:
