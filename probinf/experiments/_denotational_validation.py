@@ -15,7 +15,8 @@ from probinf.experiments._certificates import CERTIFICATES
 from probinf.experiments._claims import Claim, below
 from probinf.experiments._page import Part, Section, Table
 from probinf.experiments._planted_bugs import ALGORITHM_BUGS, JUMP_BUGS, KERNEL_BUGS, PART_BUGS, PlantedBug
-from probinf.experiments._planting import Verdict, in_processes, run_certificate, run_planted
+from probinf.experiments._planting import Verdict, run_certificate, run_planted
+from probinf.experiments._processes import in_processes
 from probinf.experiments._workspace import Workspace
 
 BUGS: Mapping[str, tuple[PlantedBug, ...]] = {

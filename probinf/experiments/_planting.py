@@ -10,9 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -165,14 +163,3 @@ def run_certificate(name: str) -> Certified:
 
 def _largest(values: list[float]) -> float:
     return float(np.max(values, initial=0.0))  # NaN if one is
-
-
-@contextlib.contextmanager
-def in_processes(num_processes: int) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]]:
-    """A function that maps as `map` does, in a few processes of their own, in order.
-
-    Args:
-        num_processes: how many run at once. They are started when there is work, and kept.
-    """
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        yield lambda function, items: list(pool.map(function, items))

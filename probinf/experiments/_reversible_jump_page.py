@@ -139,7 +139,8 @@ def mixture_section(workspace: Workspace, metrics: Mapping[str, Any]) -> Section
 def speed_section(metrics: Mapping[str, Any]) -> Section:
     """Steps a second in three ways."""
     text = (
-        f"All {metrics['num_chains']} chains make their steps in one compiled loop, whatever the dimension of each: "
+        f"All {metrics['num_chains']} chains make their steps in one compiled loop, whatever the dimension of each, "
+        f"split over {metrics['num_devices']} CPU devices or what accelerators there are: "
         "all models share arrays of one shape. The usual way is a compiled step of one chain that Python calls again "
         "and again. One chain in a compiled loop shows how much of the gain is that of the loop.",
     )

@@ -10,7 +10,8 @@ import probinf
 from probinf.experiments import CERTIFICATES, certify
 from probinf.experiments import _denotational_validation as experiment
 from probinf.experiments._planted_bugs import PLANTED_BUGS, PlantedBug
-from probinf.experiments._planting import in_processes, planted, run_certificate, run_planted
+from probinf.experiments._planting import planted, run_certificate, run_planted
+from probinf.experiments._processes import in_processes
 
 pytestmark = pytest.mark.no_key_reuse
 

@@ -255,7 +255,7 @@ def made_up():
         "selection": brief(10, names=["a", "b"], num_models=4, best=[[0]]),
         "changes": brief(10, years=[1900]),
         "mixture": brief(10, exact_error=[0.02] * 3, num_replicates=16, num_particles=512),
-        "speed": {"rows": rows, "num_chains": 64, "num_rounds": 5, "num_steps": 500},
+        "speed": {"rows": rows, "num_chains": 64, "num_rounds": 5, "num_steps": 500, "num_devices": 2},
     }
 
 
@@ -286,8 +286,7 @@ class TestClaims:
 @pytest.mark.no_key_reuse
 def test_a_small_run_from_end_to_end(tmp_path, monkeypatch):
     # Programs of the other showcases take a minute to compile in three ways, and are the same code.
-    cases = rj_speed.cases
-    monkeypatch.setattr(rj_speed, "cases", lambda *args: {"variables": cases(*args)["variables"]})
+    monkeypatch.setattr(rj_speed, "SHOWCASES", ("variables",))
     with open_workspace(tmp_path / "rj", {"experiment": "reversible-jump"}) as workspace:
         parts = rj.run(SMALL, workspace)
         again = rj.run(SMALL, workspace)

@@ -282,7 +282,7 @@ def test_dimensions_must_match() -> None:
     kernel = split_merge(lambda t, u: (t - u[0], t + u[1]), lambda a, b: (a, b), Normal(shape=(2,)), Components(2))
     target = Target(lambda p: jnp.zeros(()))
     state = kernel.init(jax.random.key(0), target, TransDimensional(jnp.asarray(1), jnp.zeros(2)))
-    with pytest.raises(ValueError, match="`merge` returned noise .* as many numbers as two components"):
+    with pytest.raises(ValueError, match=r"`merge` returned noise .* as many numbers as two components"):
         kernel.step(jax.random.key(1), target, state)
 
 
