@@ -59,7 +59,7 @@ KERNEL_BUGS = (
     PlantedBug("momentum not flipped", HMC, "Momentum(-z, v.num_steps)", "Momentum(z, v.num_steps)", "hmc"),
     PlantedBug("last half step missing", HMC, "z + 0.5 * epsilon * pull, pull", "z, pull", "hmc"),
     PlantedBug("first half step whole", HMC, "z = z + 0.5 * epsilon", "z = z + epsilon", "hmc"),
-    PlantedBug("stale gradient", HMC, "            pull = force(point)\n", "", "hmc"),
+    PlantedBug("stale gradient", HMC, "    pull = force(target, factor, point)\n", "", "hmc"),
     PlantedBug(
         "momentum too wide", HMC, "Momentum(standard_normal(key_z", "Momentum(1.1 * standard_normal(key_z", "hmc"
     ),
@@ -98,8 +98,8 @@ KERNEL_BUGS = (
     PlantedBug(
         "force with the wrong sign",
         HMC,
-        "transposed_times(self.factor, ravel",
-        "-transposed_times(self.factor, ravel",
+        "transposed_times(factor, ravel",
+        "-transposed_times(factor, ravel",
         "hmc",
         "any force keeps the target invariant: this one only makes most proposals bad",
     ),
