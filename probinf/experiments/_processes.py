@@ -18,6 +18,10 @@ def in_processes(
         num_processes: how many run at once. They are started when there is work, and kept.
         environment: variables that they have besides ours.
     """
-    options = {"initializer": os.environ.update, "initargs": (dict(environment or {}),)}
+    options = {"initializer": _set, "initargs": (dict(environment or {}),)}
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), **options) as pool:
         yield lambda function, items: list(pool.map(function, items))
+
+
+def _set(environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
