@@ -154,7 +154,7 @@ def _chunk(warmup: bool) -> Callable[[], Block]:
         import probinf as pb
         from probinf import samplers
         from probinf.core._chunk import run_chunk
-        from probinf.samplers._sample import SampleState, SampleStep
+        from probinf.samplers._sample_step import SampleState, SampleStep
         from probinf.samplers._warmup_step import start_warmup, warmup_step
 
         def run(key, positions):

@@ -1,7 +1,8 @@
 """The benchmarks' own smoke: bare scan and our adapters agree with exact evidence; the harness measures and reports.
 
 No timing is asserted. Planted bugs: ancestors that ignore the weights, and ancestors shifted by one (each must fail
-`_z_score`, the check that the right filters pass); one run whose ancestors differ between device counts (the table of
+`_z_score`, the check that the right filters pass); draws shifted by one standard deviation, or of twice the variance
+(the table of `mcmc` must flag them); one run whose ancestors differ between device counts (the table of
 `scaling` must say so).
 """
 
@@ -25,6 +26,11 @@ from benchmarks.filters import _bare, _probinf, _problems, _sharded, _targets
 from benchmarks.filters import _run as filters
 from benchmarks.filters._ar1 import jax_model
 from benchmarks.filters._problems import NAMES, grid_log_evidence, kalman_log_evidence, make_problem
+from benchmarks.mcmc import _densities, _diagnose
+from benchmarks.mcmc import _probinf as mcmc_probinf
+from benchmarks.mcmc import _problems as mcmc_problems
+from benchmarks.mcmc import _targets as mcmc_targets
+from benchmarks.mcmc._jax import jax_data
 from benchmarks.tempered import _bimodal
 from benchmarks.tempered import _probinf as tempered_probinf
 from benchmarks.tempered import _problems as tempered_problems
@@ -325,3 +331,68 @@ def test_unknown_peer_is_refused(tmp_path):
 def test_competitors_get_their_environment():
     (one,) = competitors("p", {"ours": [Entry("v", "always")]}, environment=[("A", "1")])
     assert one == Competitor("ours", "v", "always", "p._ours", sys.executable, "bootstrap", (("A", "1"),))
+
+
+@pytest.mark.numpyro
+@pytest.mark.parametrize("name", mcmc_problems.NAMES)
+def test_densities_by_hand_are_those_of_the_models(name):
+    """Differences between points, since constants are left out; 1e-5 is float32 on sums of a thousand terms."""
+    data = jax_data(mcmc_problems.make_problem(name).data)
+    points = jax.vmap(lambda key: _densities.start(name, data, key))(jax.random.split(jax.random.key(0), 3))
+    targets = [mcmc_probinf.make_target(name, data, source) for source in ("", "density")]
+    model, hand = (jax.jit(jax.vmap(lambda x, t=t: (t.log_density(x), t.constrain(x))))(points) for t in targets)
+    np.testing.assert_allclose(jnp.diff(hand[0]), jnp.diff(model[0]), rtol=1e-5, atol=1e-3)
+    columns = [mcmc_problems.quantities(name, {k: v[None] for k, v in sites.items()}) for _, sites in (hand, model)]
+    np.testing.assert_allclose(*columns, rtol=1e-5)
+    assert columns[0].shape == (1, 3, len(mcmc_problems.labels(name)))
+
+
+def _mcmc_rows(tmp_path, **changed) -> list[Row]:
+    """Three libraries that draw independent standard normals; `changed` maps a library to a function of its draws."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for library in ("probinf", "blackjax", "nutpie"):
+        runs = []
+        for wall in (1.0, 1.0) if library == "probinf" else (2.0, 4.0):
+            draws = changed.get(library, np.asarray)(rng.standard_normal((4, 500, 3)))
+            np.save(tmp_path / "draws.npy", draws)
+            details = _diagnose.reduced({"draws": str(tmp_path / "draws.npy"), "num_divergent": 0}, "abc")
+            compiled = {"compile_wall": 1.0, "compile_cpu": 4.0, "compiled_by_new_data": 0}
+            runs.append(Run(wall, wall, 0.0, 1.0, {**details, **compiled}))
+        competitor = Competitor(library, "v", "", "", "", "a")
+        rows.append(Row(Case("funnel", 500, 4), competitor, {}, "cpu", 0.0, (), tuple(runs)))
+    return rows
+
+
+def test_mcmc_targets_are_ratios_of_ess_per_second(tmp_path):
+    rows = _mcmc_rows(tmp_path)
+    assert not (tmp_path / "draws.npy").exists()
+    jax_peer, nutpie, compiled, programs = mcmc_targets.target_lines(rows)
+    assert "ours / best JAX peer >= 1.5" in jax_peer
+    assert jax_peer.endswith("| yes |")
+    assert nutpie.endswith("| yes |")
+    assert "| 1.00 | 4.00 | **no** |" in compiled
+    assert "new data = 0 | 0 | - | yes |" in programs
+    # The ESS of 2000 independent draws is 2000 up to its own noise, about 10 %.
+    assert mcmc_targets.median_gain(rows[0], rows[1]) == pytest.approx(3, rel=0.3)
+    assert "1.00 (4.00)" in markdown(Outcome("t", rows, mcmc_targets.COLUMNS, {}))
+
+
+@pytest.mark.parametrize("planted", [None, lambda x: x + 1, lambda x: x * 2**0.5])
+def test_mcmc_flags_a_library_that_draws_another_law(tmp_path, planted):
+    """z of 6 scores of right libraries exceeds 5 with probability 4e-6; the planted ones are 20 standard errors off."""
+    rows = _mcmc_rows(tmp_path, **({"nutpie": planted} if planted else {}))
+    lines = [line for line in mcmc_targets.agreement_table(rows) if line.startswith("| funnel")]
+    assert len(lines) == 3
+    assert ("**no**" in lines[2]) == (planted is not None)
+    scores = [max(_diagnose.agreement(row, rows) or ()) for row in rows]
+    assert planted is None or np.argmax(scores) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.numpyro
+def test_mcmc_command(tmp_path, capsys):
+    options = ["mcmc", "--peers", "--problems", "eight_schools", "--num-draws", "30", "--num-chains", "2", "--quick"]
+    assert command.main([*options, "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    (path,) = tmp_path.glob("mcmc-cpu-*.md")
+    assert "programs compiled by new data" in path.read_text()

@@ -7,6 +7,9 @@ from probinf.core._compose import iterate as iterate
 from probinf.core._compose import record_scalars as record_scalars
 from probinf.core._compose import sequence as sequence
 from probinf.core._compose import trace_back as trace_back
+from probinf.core._control import Control as Control
+from probinf.core._control import Ending as Ending
+from probinf.core._control import Present as Present
 from probinf.core._draws import Draws as Draws
 from probinf.core._driver import Run as Run
 from probinf.core._driver import run_steps as run_steps
@@ -29,6 +32,8 @@ from probinf.core._kernel import Point as Point
 from probinf.core._kernel import evaluate as evaluate
 from probinf.core._kernel import point_gradient as point_gradient
 from probinf.core._kernel import point_log_density as point_log_density
+from probinf.core._marginalise import draw_marginalised as draw_marginalised
+from probinf.core._marginalise import marginalise as marginalise
 from probinf.core._normal import standard_normal as standard_normal
 from probinf.core._particle_keys import draws_with_particle_keys as draws_with_particle_keys
 from probinf.core._particle_keys import map_particles as map_particles
@@ -65,6 +70,7 @@ from probinf.core._sums import exclusive as exclusive
 from probinf.core._sums import from_columns as from_columns
 from probinf.core._sums import to_columns as to_columns
 from probinf.core._sums import view_shape as view_shape
+from probinf.core._support import IntegerInterval as IntegerInterval
 from probinf.core._target import Target as Target
 from probinf.core._types import PRNGKey as PRNGKey
 from probinf.core._verbs import MoveInfo as MoveInfo

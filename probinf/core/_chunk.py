@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._types import PRNGKey
 
 # The buffer is filled with zeros once a call and copied to the host once a call: large enough that short steps
@@ -54,7 +55,7 @@ def _as_array(leaf: Any) -> Any:
 @eqx.filter_jit
 def _apply(step: Any, key: PRNGKey, index: Int[Array, ""], state: PyTree) -> tuple[PyTree, PyTree]:
     """One step. Compiled on its own so that asking for its shapes and looping over it trace it only once."""
-    state_next, record = step(jax.random.fold_in(key, index), index, state)
+    state_next, record = step(plain_key(jax.random.fold_in(key, index)), index, state)
     return _same_layout(state, state_next), jax.tree.map(_plain, record)
 
 
@@ -85,7 +86,16 @@ def _same_layout(before: PyTree, after: PyTree) -> PyTree:
 
 def record_shapes(step: Any, key: PRNGKey, state: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and dtypes of one record; traces `step` and runs nothing."""
-    return eqx.filter_eval_shape(_apply, step, key, jnp.zeros((), jnp.int32), state)[1]
+
+    def one(step: Any, key: PRNGKey, state: PyTree) -> PyTree:
+        return _apply(step, _fast(key), jnp.zeros((), jnp.int32), state)[1]
+
+    return eqx.filter_eval_shape(one, step, key, state)
+
+
+def _fast(key: PRNGKey) -> PRNGKey:
+    """The run's key as a fast one; of a clone, since every chunk takes the key."""
+    return fast_key(jax.random.clone(key)) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
 def buffer_capacity(shapes: PyTree[jax.ShapeDtypeStruct]) -> int:
@@ -139,7 +149,8 @@ def run_chunk(
     Returns:
         The `Chunk`.
     """
-    shapes = record_shapes(step, key, state)
+    fast = _fast(key)
+    shapes = record_shapes(step, fast, state)
     whole = isinstance(step, BlockStep)
     buffers = None
     if collect or (whole and reducer is not None):
@@ -154,13 +165,13 @@ def run_chunk(
 
     def body(i: Array, carry: tuple[PyTree, PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
         current, total, buffer = carry
-        new, record = _apply(step, key, start + i, eqx.combine(current, static))
+        new, record = _apply(step, fast, start + i, eqx.combine(current, static))
         if collect:
             buffer = jax.tree.map(lambda b, r: jax.lax.dynamic_update_index_in_dim(b, r, i, 0), buffer, record)
         return _place(eqx.partition(new, eqx.is_array)[0], shardings), folded(total, record), buffer
 
     if whole:
-        new, buffers = step.run_block(key, start, count, eqx.combine(dynamic, static), buffers)
+        new, buffers = step.run_block(fast, start, count, eqx.combine(dynamic, static), buffers)
         dynamic = _place(eqx.partition(_same_layout(state, new), eqx.is_array)[0], shardings)
         if reducer is not None:
             accumulated = jax.lax.fori_loop(

@@ -159,8 +159,10 @@ class Until(eqx.Module):
         """Runs the loop; the outer `step` is not used."""
         del step
 
+        whole = fast_key(key)
+
         def one(step: Array, population: Population) -> tuple[Population, PyTree]:
-            population, info = self.body(jax.random.fold_in(key, step), population, step)
+            population, info = self.body(plain_key(jax.random.fold_in(whole, step)), population, step)
             return population, self.record(population, info)
 
         def unfinished(carry: tuple) -> Array:

@@ -18,9 +18,15 @@ from probinf.core._plots import draw_plot
 from probinf.core._status import check_status, explain
 from probinf.core._storage import probinf_version
 from probinf.core._summary import Summary, summarise
+from probinf.core._types import PRNGKey
 
 # Names that ArviZ expects among the sample statistics.
-_ARVIZ_NAMES = {"divergent": "diverging", "log_density": "lp", "num_steps": "n_steps"}
+_ARVIZ_NAMES = {
+    "divergent": "diverging",
+    "log_density": "lp",
+    "num_steps": "n_steps",
+    "reached_max_depth": "reached_max_treedepth",
+}
 _FORMAT = 1
 
 
@@ -37,7 +43,9 @@ class Draws:
         log_evidence: log of the normalising constant, where the run estimates it.
         kernel: the tuned kernel; None when loaded from a file.
         state: last kernel states, leading axis chains; None when loaded from a file.
-        attrs: settings, versions and timings.
+        attrs: settings, versions and timings; `stopped` says how a stop rule ended the run, `extended_at` after how
+            many draws `extend` went on.
+        continuation: how `extend` goes on, for the runner that made the draws; None when loaded from a file.
     """
 
     samples: PyTree
@@ -47,6 +55,7 @@ class Draws:
     kernel: Any = None
     state: Any = None
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    continuation: Any = None
 
     @property
     def num_chains(self) -> int:
@@ -71,7 +80,52 @@ class Draws:
         size = f"{self.num_chains} chains of {self.num_draws} draws"
         evidence = [] if self.log_evidence is None else [f"log evidence {self.log_evidence:.6g}"]
         flags = explain(self.status, counts=self._counts()).splitlines() or ["no flags"]
-        return summarise(self._named(), (size, *evidence, *flags))
+        return summarise(self._named(), (size, *evidence, *flags, *self._notes()))
+
+    def extend(
+        self,
+        key: PRNGKey,
+        *,
+        num_samples: int,
+        stop: Any = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = False,
+        mesh: jax.sharding.Mesh | None = None,
+        throw: bool = True,
+    ) -> "Draws":
+        """Goes on with a run of `sample`: the same chains, kernel and target, no warm-up, and nothing is compiled.
+
+        Flags, counts of divergences and streaming statistics go on too; a run that was interrupted among its draws is
+        whole again. The draws are not those of one longer run, which has one key: for these call `sample` again with
+        the same `checkpoint` and more `num_samples`.
+
+        Args:
+            key: PRNG key, another one than those of the earlier parts.
+            num_samples: new draws a chain; with `stop` their bound.
+            stop: as for `sample`. It looks at old and new draws together, and first of all at the old ones.
+            checkpoint: folder for the new draws, another one than that of the earlier parts. Killed, the same calls
+                of `sample` and `extend` resume it bit for bit.
+            progress: shows a progress bar on stderr.
+            mesh: devices to move to, as for `sample`; None for where the chains are.
+            throw: as for `sample`.
+
+        Returns:
+            `Draws` with the new ones behind the old, chain by chain.
+
+        Raises:
+            ValueError: the draws were loaded or are no run of `sample`; they were interrupted in the warm-up; `key` is
+                that of an earlier part; a bad argument.
+            TypeError: called under `jit`, `vmap` or `grad`, or an argument of a wrong type.
+            InferenceError: a chain has a fatal status; `error.result` is the flagged `Draws`.
+        """
+        if self.continuation is None:
+            raise ValueError(
+                "these draws cannot be extended, for they do not know their target and the state of their chains: "
+                "files of `save` and copies by `pickle` do not keep them, and only `sample` makes them. Extend before "
+                "saving, or call `sample` with the same `checkpoint` and more `num_samples`"
+            )
+        options = {"checkpoint": checkpoint, "progress": progress, "mesh": mesh, "throw": throw}
+        return self.continuation(self, key, num_samples=num_samples, stop=stop, **options)
 
     def check(self) -> "Draws":
         """Returns itself if no flag is set; warns once of flags that are not fatal.
@@ -94,7 +148,7 @@ class Draws:
     def save(self, path: str | Path) -> Path:
         """Writes samples, info, status, log evidence and attributes to one netCDF file, atomically.
 
-        ArviZ of either version reads it. Kernel and state are not kept: resume from a `checkpoint` for that.
+        ArviZ of either version reads it. Kernel, state and target are not kept: resume from a `checkpoint` for that.
 
         Args:
             path: file name, usually ending in `.nc`; an existing file is replaced once the new one is complete.
@@ -189,6 +243,25 @@ class Draws:
         share = 100 * divergent.mean()
         words = f"{divergent.sum()} of {divergent.size} ({share:.2g} %), first at draw {draw} of chain {chain}"
         return {"DIVERGENT": words}
+
+    def _notes(self) -> list[str]:
+        """Lines on what is no fault: how a stop rule ended the run, and trajectories that were cut short."""
+        lines = []
+        if stopped := self.attrs.get("stopped"):
+            reached = "stopped after" if stopped["reached"] else "not reached in"
+            lines.append(f"{stopped['rule']}: {reached} {stopped['num_draws']} draws a chain")
+        cut = np.asarray(self.info.get("reached_max_depth", False))
+        if cut.any():
+            # Only the kernel of a run knows the bound; files do not keep it.
+            bound = getattr(self.kernel, "max_depth", None)
+            bound = "max_depth" if bound is None else f"max_depth = {bound}"
+            words = f"{cut.sum()} of {cut.size} draws come from trajectories that reached {bound}"
+            lines.append(f"{words}: they are right but slow; rescale the parameters, or raise it")
+        return lines
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the continuation: targets hold functions of the user, which often cannot be sent to a process."""
+        return {**self.__dict__, "continuation": None}
 
 
 class _Names:

@@ -1,16 +1,14 @@
 r"""The run driver: long work as compiled chunks under one host loop.
 
 The key of step i is `fold_in(key, i)` with the global index i, so neither chunking, nor a resume, nor the speed of
-the machine changes a draw. Between chunks the host takes the records, writes the checkpoint, shows progress and
-looks for Ctrl-C.
+the machine changes a draw. Between chunks the host takes the records, writes the checkpoint, shows progress and asks
+the `Control`s, of which Ctrl-C is one, whether the run goes on.
 """
 
 import contextlib
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +27,12 @@ from probinf.core._chunk import (
     record_shapes,
     run_chunk,
 )
+from probinf.core._control import MAX_STEPS, Control, Ending, Present, interrupts
 from probinf.core._fingerprint import fingerprint_of
 from probinf.core._progress import Report, progress_display
 from probinf.core._storage import RunStore, Snapshot, StorageWarning, identity_of, open_store
 from probinf.core._types import PRNGKey
 
-MAX_STEPS = 2**31 - 1  # the step index is an int32
 SECONDS_PER_CALL = 0.5
 SECONDS_PER_BLOCK = 2.0  # of a step that makes a block at once: chains wait for each other at its end
 SECONDS_BETWEEN_WRITES = 5.0
@@ -48,8 +46,10 @@ class Run(NamedTuple):
         state: after step `num_done`.
         records: pytree of NumPy arrays, leading axis `num_done`; None with `collect=False`.
         reduced: what the reducer's `finalize` made of the records; None without a reducer.
-        num_done: number of finished steps; less than `num_steps` only if interrupted.
-        interrupted: whether Ctrl-C ended the run early.
+        num_done: number of finished steps; less than `num_steps` only if stopped or interrupted.
+        interrupted: whether Ctrl-C, or a control that answered so, ended the run early.
+        stopped: whether a control ended the run because nothing more is needed.
+        accumulated: the reducer's accumulator, from which a later run can go on; None without a reducer.
     """
 
     state: PyTree
@@ -57,6 +57,8 @@ class Run(NamedTuple):
     reduced: Any
     num_done: int
     interrupted: bool
+    stopped: bool = False
+    accumulated: PyTree = None
 
 
 def run_steps(
@@ -69,6 +71,8 @@ def run_steps(
     chunk_size: int | None = None,
     collect: bool = True,
     reducer: Any = None,
+    accumulated: PyTree = None,
+    controls: Sequence[Control] = (),
     checkpoint: str | Path | None = None,
     fingerprint: str | None = None,
     progress: bool = False,
@@ -99,6 +103,10 @@ def run_steps(
             last half a second or two, and never cross such a border.
         collect: whether the records are kept (in host memory, and in the checkpoint).
         reducer: a `Reducer` that folds the records on the device, in memory independent of `num_steps`.
+        accumulated: what the reducer starts from, that of an earlier run; None for nothing. With a `checkpoint` it
+            belongs into the `fingerprint`.
+        controls: asked in this order before the first call and after each one whether the run ends; Ctrl-C comes
+            last. What they see can be kept: it does not change later.
         checkpoint: folder; made if absent, resumed if it holds this run, returned at once if it is finished there.
         fingerprint: what identifies the run besides key, shapes and versions; None hashes `step` and `state`.
         progress: whether to show progress on stderr, at least every 5 s of `clock`, or at every step that lasts longer.
@@ -118,10 +126,11 @@ def run_steps(
     num_steps, chunk_size = _checked(num_steps, chunk_size)
     shardings, state = _placed(state, mesh, (key, step))
     shapes = record_shapes(step, key, state)
-    fresh = Snapshot(0, state, empty_reduction(reducer, shapes))
+    fresh = Snapshot(0, state, empty_reduction(reducer, shapes) if accumulated is None else accumulated)
     records = _host_arrays(shapes, num_steps) if collect else None
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_interrupts())
+        interrupt = stack.enter_context(interrupts())
+        ending, everyone = None, (*controls, interrupt)
         store = None
         if checkpoint is not None:
             name_of = fingerprint if fingerprint is not None else fingerprint_of(step, state, reducer)
@@ -134,19 +143,18 @@ def run_steps(
         capacity = buffer_capacity(shapes) if collect or whole else MAX_STEPS
         pacer = _Pacer(capacity, chunk_size, SECONDS_PER_BLOCK if whole else SECONDS_PER_CALL, clock)
         try:
-            while at.done < num_steps and not stop.requested:
-                count = pacer.begin(at.done, num_steps)
+            while not (ending := _ending(everyone, name, at, num_steps, records)) and at.done < num_steps:
+                count = pacer.begin(at.done, min(num_steps, *(control.border(at.done) for control in everyone)))
                 at, part = _advance(key, step, reducer, at, count, records, shardings)
                 pacer.end()
                 saver.offer(at)
                 _show(report, at, part, describe)
         except KeyboardInterrupt:
-            if stop.requested:
+            if interrupt.requested:
                 raise
-            stop.requested = True
         finally:
             saver.finish(at)
-    return _result(at, records, reducer, num_steps)
+    return _result(at, records, reducer, num_steps, ending is Ending.STOPPED)
 
 
 def _checked(num_steps: int, chunk_size: int | None) -> tuple[int, int | None]:
@@ -208,6 +216,14 @@ def _advance(
     return Snapshot(at.done + count, chunk.state, chunk.accumulated), part
 
 
+def _ending(controls: Sequence[Control], name: str, at: Snapshot, num_steps: int, records: PyTree) -> Ending | None:
+    """The first answer of a control that ends the run."""
+    done = jax.tree.map(lambda host: host[: at.done], records)
+    present = Present(name, at.done, num_steps, at.state, done, at.accumulated)
+    answers = (control(present) for control in controls)
+    return next((answer for answer in answers if answer is not None), None)
+
+
 class _Pacer:
     """Chooses how many steps the next call takes: so many seconds' worth, never across a write.
 
@@ -219,9 +235,9 @@ class _Pacer:
         self._capacity, self._chunk_size, self._seconds, self._clock = capacity, chunk_size, seconds, clock
         self._wanted, self._count, self._begun, self._first = 1, 1, 0.0, True
 
-    def begin(self, index: int, num_steps: int) -> int:
-        border = num_steps if self._chunk_size is None else index - index % self._chunk_size + self._chunk_size
-        self._count = min(self._wanted, self._capacity, num_steps - index, border - index)
+    def begin(self, index: int, end: int) -> int:
+        border = end if self._chunk_size is None else index - index % self._chunk_size + self._chunk_size
+        self._count = min(self._wanted, self._capacity, end - index, border - index)
         self._begun = self._clock()
         return self._count
 
@@ -298,38 +314,8 @@ def _show(report: Report | None, at: Snapshot, part: PyTree, describe: Callable[
         report(at.done, lambda: "" if describe is None else describe(at.state, part))
 
 
-def _result(at: Snapshot, records: PyTree, reducer: Any, num_steps: int) -> Run:
+def _result(at: Snapshot, records: PyTree, reducer: Any, num_steps: int, stopped: bool) -> Run:
     done = at.done
     kept = records if done == num_steps else jax.tree.map(lambda a: a[:done].copy(), records)
     reduced = None if reducer is None else reducer.finalize(at.accumulated)
-    return Run(at.state, kept, reduced, done, done < num_steps)
-
-
-class _Stop:
-    requested = False
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[_Stop]:
-    """Inside the block the first Ctrl-C only sets `requested`; a second one raises `KeyboardInterrupt`.
-
-    Only where Ctrl-C has Python's own meaning: another handler, or another thread, is left alone.
-    """
-    stop = _Stop()
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-
-    def request(number: int, frame: Any) -> None:
-        del number, frame
-        stop.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if ours:
-        signal.signal(signal.SIGINT, request)
-    try:
-        yield stop
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    return Run(at.state, kept, reduced, done, done < num_steps and not stopped, stopped, at.accumulated)

@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Key, UInt32
 
 from probinf.core._particle_keys import threefry
-from probinf.core._types import PRNGKey
+
+PRNGKeys = Key[Array, "*n"] | UInt32[Array, "*n 2"]
 
 
-def fast_key(key: PRNGKey) -> PRNGKey:
-    """The key with the same bits and a faster way to draw; `key` itself if it is no plain threefry key.
+def fast_key(key: PRNGKeys) -> PRNGKeys:
+    """The key (or keys) with the same bits and a faster way to draw; `key` itself if it is no plain threefry key.
+
+    Before a loop, not in it: the key is consumed, and in the loop one folds numbers into the fast one.
 
     For draws of our own. `jax.random.poisson` refuses such keys and `gamma` is slow with them: hand
     `plain_key(key)` to code of others.
@@ -29,16 +32,16 @@ def fast_key(key: PRNGKey) -> PRNGKey:
     return _rewrap(key, _GENERATOR)
 
 
-def plain_key(key: PRNGKey) -> PRNGKey:
-    """The key that `fast_key` was given."""
+def plain_key(key: PRNGKeys) -> PRNGKeys:
+    """The key (or keys) that `fast_key` was given."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype != _FAST_DTYPE:
         return key
     return _rewrap(key, "threefry2x32")
 
 
-def _rewrap(key: PRNGKey, implementation: Any) -> PRNGKey:
+def _rewrap(key: Key[Array, "*n"], implementation: Any) -> Key[Array, "*n"]:
     # The draw is dead code, which XLA removes; it lets the key-reuse checker see that `key` was consumed.
-    jax.random.bits(key, (), jnp.uint32)
+    jax.vmap(lambda one: jax.random.bits(one, (), jnp.uint32))(key.reshape(-1))
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=implementation)
 
 
@@ -51,7 +54,7 @@ def _blocks(data: UInt32[Array, "2"], shape: tuple[int, ...]) -> tuple[Array, Ar
 
 
 def _split(data: UInt32[Array, "2"], shape: tuple[int, ...]) -> Array:
-    return jnp.stack(_blocks(data, shape), axis=-1)
+    return _derived(jnp.stack(_blocks(data, shape), axis=-1))
 
 
 def _random_bits(data: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]) -> Array:
@@ -62,7 +65,13 @@ def _random_bits(data: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...
 
 
 def _fold_in(data: UInt32[Array, "2"], number: Any) -> Array:
-    return jnp.stack(threefry((data[0], data[1]), (jnp.zeros((), jnp.uint32), jnp.asarray(number, jnp.uint32))))
+    number = jnp.asarray(number, jnp.uint32)
+    return _derived(jnp.stack(threefry((data[0], data[1]), (jnp.zeros((), jnp.uint32), number))))
+
+
+def _derived(words: UInt32[Array, "*n 2"]) -> UInt32[Array, "*n 2"]:
+    """Derived keys as they lie in memory: XLA would look through the `stack`, and hash anew for all that draw."""
+    return jax.lax.optimization_barrier(words)
 
 
 def _seed(seed: Any) -> Array:

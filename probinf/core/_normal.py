@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from probinf.core._fast_key import fast_key
 from probinf.core._types import PRNGKey
 
 # Of y = w - 2.5 where w < 5, else of y = sqrt(w) - 3; the highest power first.
@@ -31,8 +32,8 @@ def standard_normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Float[A
         dtype: a floating type.
     """
     if jnp.dtype(dtype) != jnp.float32:
-        return jax.random.normal(key, shape, dtype)
-    whole = jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint32), jnp.int32)
+        return jax.random.normal(fast_key(key), shape, dtype)
+    whole = jax.lax.bitcast_convert_type(jax.random.bits(fast_key(key), shape, jnp.uint32), jnp.int32)
     # An odd number between -2^24 and 2^24: exact in float32, symmetric, and neither zero nor one.
     u = ((whole >> 8) * 2 + 1).astype(jnp.float32) * 2.0**-24
     w = -jnp.log((1 - u) * (1 + u))

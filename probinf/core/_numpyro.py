@@ -3,7 +3,8 @@ r"""`target_from_numpyro`: the posterior of a NumPyro model as a `Target` on an 
 With latent sites $z = T(x)$, $T$ the bijections of their supports, the prior is $p(T(x))\,|\det T'(x)|$ and the
 likelihood the product of observed sites and factors. Both come from running the model under effect handlers
 (Phan, Pradhan, Jankowiak 2019), so supports that depend on other sites, reparametrisations inside the model and
-`numpyro.contrib.control_flow.scan` work, and nothing is initialised or run when the target is made.
+`numpyro.contrib.control_flow.scan` work, and nothing is initialised or run when the target is made. Discrete sites of
+finite support are integers in positions, as they are.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro import factor
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import seed, trace
 from numpyro.primitives import Messenger
 
+from probinf.core._effects import is_concrete
+from probinf.core._support import IntegerInterval
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
 
@@ -37,6 +40,9 @@ class _Substitute(Messenger):
         if msg["type"] == "control_flow":
             msg["kwargs"]["substitute_stack"].append(("substitute", self._in_loop))
         elif _is_latent(msg) and msg["value"] is None and msg["name"] in self.position:
+            if msg["fn"].support.is_discrete:
+                msg["value"] = self.position[msg["name"]]
+                return
             # Kept out of the trace, where a surrounding `mask` or `scale` would act on the Jacobian too.
             msg["value"], log_det = _transform(msg, self.position[msg["name"]])
             self.log_dets.append(jnp.sum(log_det))
@@ -47,10 +53,11 @@ class _Substitute(Messenger):
             return None
         unconstrained = self.position[msg["name"]]
         index = msg["infer"].get("_scan_current_index")
-        bijection = biject_to(msg["fn"].support)
-        one_item = len(msg["fn"].shape()) - (bijection.codomain.event_dim - bijection.domain.event_dim)
+        one_item = len(msg["fn"].shape()) - _lost_dimensions(msg["fn"].support)
         if index is not None and unconstrained.ndim > one_item:
             unconstrained = unconstrained[index]
+        if msg["fn"].support.is_discrete:
+            return unconstrained
         value, log_det = _transform(msg, unconstrained)
         factor(_LOG_DET + msg["name"], jnp.sum(log_det))
         return value
@@ -59,15 +66,28 @@ class _Substitute(Messenger):
 class _Discover(Messenger):
     """Sets latent sites to the image of zero, so that improper priors too tell their shapes."""
 
+    def __init__(self, fn: Callable[..., Any], zero: Array) -> None:
+        # A tracer, so that nothing that depends on a site is taken for a constant.
+        self.zero = zero
+        super().__init__(fn)
+
     def process_message(self, msg: Any) -> None:
         if _is_latent(msg) and msg["value"] is None and not msg["fn"].support.is_discrete:
             shape = msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
             bijection = biject_to(msg["fn"].support)
-            msg["value"] = bijection(jnp.zeros(bijection.inverse_shape(shape)))
+            msg["value"] = bijection(jnp.broadcast_to(self.zero, bijection.inverse_shape(shape)))
 
 
 def _is_latent(msg: Any) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
+
+
+def _lost_dimensions(support: Any) -> int:
+    """How many dimensions more a value has than its unconstrained form."""
+    if support.is_discrete:
+        return 0
+    bijection = biject_to(support)
+    return bijection.codomain.event_dim - bijection.domain.event_dim
 
 
 def _transform(msg: Any, unconstrained: Array) -> tuple[Array, Array]:
@@ -122,7 +142,12 @@ class _SamplePrior(eqx.Module):
     def __call__(self, key: PRNGKey) -> dict[str, Array]:
         sites = trace(seed(self.model.model, key)).get_trace(*self.model.args, **self.model.kwargs)
         latent = {name: site for name, site in sites.items() if _is_latent(site)}
-        return {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in latent.items()}
+        return {name: _unconstrained(site) for name, site in latent.items()}
+
+
+def _unconstrained(site: Any) -> Array:
+    support = site["fn"].support
+    return jnp.asarray(site["value"]) if support.is_discrete else biject_to(support).inv(site["value"])
 
 
 def _is_log_det(site: Any) -> bool:
@@ -130,7 +155,8 @@ def _is_log_det(site: Any) -> bool:
 
 
 def _total(position: dict[str, Array], sites: list[Any]) -> Float[Array, ""]:
-    total = jnp.zeros((), jnp.result_type(*position.values()))
+    floating = [leaf for leaf in position.values() if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    total = jnp.zeros((), jnp.result_type(*floating) if floating else float)
     for site in sites:
         log_prob = jnp.sum(site["fn"].log_prob(site["value"]))
         total = total + (log_prob if site["scale"] is None else site["scale"] * log_prob).astype(total.dtype)
@@ -140,10 +166,12 @@ def _total(position: dict[str, Array], sites: list[Any]) -> Float[Array, ""]:
 def target_from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Target:
     """The posterior of a NumPyro model given its arguments.
 
-    Positions are dicts from the name of each latent site to its unconstrained value; `constrain` gives the values
-    of the latent and the `deterministic` sites. `log_prior` holds the log-Jacobians; observed sites and factors
+    Positions are dicts from the name of each latent site to its unconstrained value, or to its integers if it is
+    discrete, whose ranges are the `supports` of the target; `constrain` gives the values of the latent and the
+    `deterministic` sites. `log_prior` holds the log-Jacobians; observed sites and factors
     make `log_likelihood`. NaN in the data makes it NaN (or -inf, where NumPyro validates), which samplers flag at the
-    start. The dtype of a density is that of the position.
+    start. The dtype of a density is that of the floating-point sites. Gradient kernels refuse discrete sites: draw
+    these with `gibbs` (`on_sites`), or sum them out with `marginalise`.
 
     Args:
         model: a function of `args` and `kwargs` with NumPyro primitives.
@@ -156,19 +184,22 @@ def target_from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     Raises:
         TypeError: `model` is not callable.
-        ValueError: a latent site is discrete, a plate subsamples, a `param` site is there, or no site is latent.
+        ValueError: a discrete latent site has no finite support of fixed size, a plate subsamples, a `param` site is
+            there, or no site is latent.
     """
     if not callable(model):
         raise TypeError(f"`model` must be a function with NumPyro primitives, but is a {type(model).__name__}")
     args, kwargs = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, (args, kwargs))
     lifted = _Model(model, args, kwargs)
-    _check_sites(_discover(lifted))
+    sites = _discover(lifted)
+    _check_sites(sites)
     sample_prior = _SamplePrior(lifted)
     return Target(
         log_likelihood=_LogLikelihood(lifted),
         log_prior=_LogPrior(lifted),
         sample_prior=sample_prior if _can_sample(sample_prior) else None,
         constrain=_Constrain(lifted),
+        supports=_supports(lifted, sites),
     )
 
 
@@ -176,11 +207,48 @@ def _discover(model: _Model) -> dict[str, Any]:
     """The sites of the model; nothing is computed, so the values are abstract."""
     found: dict[str, Any] = {}
 
-    def run(key: Array) -> None:
-        found.update(trace(_Discover(seed(model.model, key))).get_trace(*model.args, **model.kwargs))
+    def run(key: Array, zero: Array) -> None:
+        found.update(trace(_Discover(seed(model.model, key), zero)).get_trace(*model.args, **model.kwargs))
 
-    eqx.filter_eval_shape(run, jax.random.key(0))
+    eqx.filter_eval_shape(run, jax.random.key(0), jnp.zeros(()))
     return found
+
+
+def _supports(model: _Model, sites: dict[str, Any]) -> dict[str, IntegerInterval]:
+    discrete = {name: site for name, site in sites.items() if _is_latent(site) and site["fn"].support.is_discrete}
+    if not all(is_concrete(_bounds(name, site)) for name, site in discrete.items()):
+        # Bounds that are computed from constants and data; those that depend on a site stay abstract.
+        with jax.ensure_compile_time_eval():
+            again = _discover(model)
+        discrete = {name: again[name] for name in discrete}
+    return {name: _support(name, site) for name, site in discrete.items()}
+
+
+def _support(name: str, site: Any) -> IntegerInterval:
+    bounds, shape = _bounds(name, site), jnp.shape(site["value"])
+    if not is_concrete(bounds):
+        raise ValueError(
+            f"the bounds of latent site '{name}' ({type(site['fn']).__name__}) are not constants, since they depend on "
+            "another site or on traced arguments: use a `Categorical` of all values, some of probability zero"
+        )
+    lower, upper = (np.asarray(bound) for bound in bounds)
+    return IntegerInterval(lower.astype(int), upper.astype(int), shape)
+
+
+def _bounds(name: str, site: Any) -> tuple[Any, Any]:
+    """The smallest and the largest value of a discrete site."""
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        return 0, 1
+    if isinstance(support, constraints.integer_interval):
+        return support.lower_bound, support.upper_bound
+    raise ValueError(
+        f"latent site '{name}' is discrete ({type(site['fn']).__name__}), and its support ({support}) is no finite "
+        "range of integers: truncate it (e.g. to a `Categorical`), sum it out of the model, or write a `Target` and a "
+        "kernel of your own for it"
+    )
 
 
 def _can_sample(sample_prior: _SamplePrior) -> bool:
@@ -200,11 +268,6 @@ def _check_sites(sites: dict[str, Any]) -> None:
             )
         if site["type"] == "param":
             raise ValueError(f"site '{name}' is a `numpyro.param` and has no prior: use `numpyro.sample`")
-        if _is_latent(site) and site["fn"].support.is_discrete:
-            raise ValueError(
-                f"latent site '{name}' is discrete ({type(site['fn']).__name__}), and positions are continuous: sum "
-                "it out of the model (e.g. `MixtureSameFamily`), or write a `Target` and a kernel for it"
-            )
     if not any(_is_latent(site) for site in sites.values()):
         raise ValueError(
             "the model has no latent site: every `numpyro.sample` is observed. Leave out `obs=` for what is unknown"

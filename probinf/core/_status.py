@@ -85,13 +85,13 @@ def any_bits(status: UInt32[Array, "..."], where: Bool[Array, "..."] | None = No
     return jax.lax.reduce_or(members, tuple(range(members.ndim)))
 
 
-def is_fatal(status: UInt32[Array, "..."]) -> Bool[Array, "..."]:
-    """Whether a status holds a fatal bit, elementwise; works under `jit`.
+def is_fatal(status: Any) -> Any:
+    """Whether a status, uint32 of any shape, holds a fatal bit, elementwise; works under `jit` and on NumPy arrays.
 
     All weights zero is fatal only together with a NaN: without one, evidence zero is a legitimate answer.
     """
     both = int(Status.ALL_WEIGHTS_ZERO | Status.NAN_LOG_WEIGHT)
-    return ((status & jnp.uint32(int(FATAL))) != 0) | ((status & jnp.uint32(both)) == both)
+    return ((status & np.uint32(int(FATAL))) != 0) | ((status & np.uint32(both)) == both)
 
 
 def explain(status: Any, *, counts: dict[str, str] | None = None) -> str:
@@ -131,7 +131,7 @@ def check_status(status: Any, *, what: str, counts: dict[str, str] | None = None
     text = explain(members, counts=counts)
     if not text:
         return
-    if bool(np.any(np.asarray(is_fatal(jnp.asarray(members))))):
+    if np.any(is_fatal(members)):
         message = f"`{what}` failed.\n{text}\nPass `throw=False` to get the flagged result."
         raise InferenceError(message, result=result)
     warnings.warn(f"`{what}` finished with flags.\n{text}", InferenceWarning, stacklevel=3)

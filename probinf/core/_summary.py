@@ -156,6 +156,8 @@ def _moments(draws: Float[np.ndarray, "chains draws k"], finite: Bool[np.ndarray
     clean = np.where(finite, flat, 0)
     low, high = np.quantile(clean, (0.03, 0.97), axis=0)
     sd = np.std(clean, axis=0, ddof=1) if flat.shape[0] > 1 else nothing
+    # Exactly zero where nothing varies, which rounding of the mean may hide.
+    sd = np.where(np.ptp(clean, axis=0) == 0, np.minimum(sd, 0), sd)
     values = {"mean": np.mean(clean, axis=0), "sd": sd, "3%": low, "97%": high}
     return {column: np.where(finite, value, np.nan) for column, value in values.items()}
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from probinf.core._support import IntegerInterval
 from probinf.core._types import Position, PRNGKey
 
 
@@ -44,6 +45,8 @@ class Target(eqx.Module):
         sample_prior: key -> position; None where the prior cannot be drawn from.
         constrain: position -> the value users see; the identity when not given.
         inverse_temperature: scalar lambda; 1 is the posterior, 0 the prior.
+        supports: the range of each discrete site, by its name in positions that are dicts; what `gibbs`, `marginalise`
+            and the drawing of starting points go by. Their leaves are integers and have no bijection.
     """
 
     log_likelihood: Callable[[Any], Array]
@@ -51,6 +54,7 @@ class Target(eqx.Module):
     sample_prior: Callable[[Any], Any] | None = None
     constrain: Callable[[Any], Any] = _same
     inverse_temperature: Array = eqx.field(default=1.0, converter=jnp.asarray)
+    supports: dict[str, IntegerInterval] = eqx.field(default_factory=dict)
 
     def __check_init__(self) -> None:
         """Raises `TypeError` for what cannot be called."""
@@ -58,6 +62,12 @@ class Target(eqx.Module):
             value = getattr(self, name)
             if not (callable(value) or (value is None and name == "sample_prior")):
                 raise TypeError(f"`{name}` is {value!r}; needed a function")
+        if not isinstance(self.supports, dict) or not all(
+            isinstance(support, IntegerInterval) for support in self.supports.values()
+        ):
+            raise TypeError(
+                f"`supports` is {self.supports!r}; needed a dict such as `{{'z': IntegerInterval(0, 2, shape=(5,))}}`"
+            )
 
     def log_density(self, position: Position) -> Float[Array, ""]:
         """The log density of the (tempered) target at `position`, up to a constant."""
@@ -66,7 +76,12 @@ class Target(eqx.Module):
     def at_temperature(self, inverse_temperature: Any) -> "Target":
         """The same target at another inverse temperature."""
         return Target(
-            self.log_likelihood, self.log_prior, self.sample_prior, self.constrain, jnp.asarray(inverse_temperature)
+            self.log_likelihood,
+            self.log_prior,
+            self.sample_prior,
+            self.constrain,
+            jnp.asarray(inverse_temperature),
+            self.supports,
         )
 
     @staticmethod

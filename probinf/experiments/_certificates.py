@@ -10,10 +10,11 @@ import jax
 from probinf.experiments._certificates_algorithms import ALGORITHMS
 from probinf.experiments._certificates_jumps import JUMPS
 from probinf.experiments._certificates_kernels import KERNELS
+from probinf.experiments._certificates_mcmc import MCMC
 from probinf.experiments._certificates_parts import PARTS
 from probinf.validity import Report
 
-CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **JUMPS, **ALGORITHMS}
+CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **MCMC, **JUMPS, **ALGORITHMS}
 
 
 def certify(name: str) -> Report:

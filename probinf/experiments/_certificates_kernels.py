@@ -98,7 +98,9 @@ def _tempered() -> Report:
     return validity.check(samplers.hmc(0.6, 3), target, num_chains=CHAINS)
 
 
-def _checked(make: Callable[[], Kernel], name: str = "skewed", reversible: bool | None = None) -> Callable[[], Report]:
+def checked(make: Callable[[], Kernel], name: str = "skewed", reversible: bool | None = None) -> Callable[[], Report]:
+    """The certificate of a kernel on one of the exact targets."""
+
     def certificate() -> Report:
         exact = validity.exact_target(name)
         return validity.check(make(), exact.target, exact.draw, num_chains=CHAINS, reversible=reversible)
@@ -106,12 +108,12 @@ def _checked(make: Callable[[], Kernel], name: str = "skewed", reversible: bool 
     return certificate
 
 
-def _everywhere(
+def everywhere(
     kernel: str, make: Callable[[], Kernel], reversible: bool | None = None
 ) -> dict[str, Callable[[], Report]]:
     """On the skewed target under the name of the kernel, and on the others."""
     names = {"skewed": kernel} | {name: f"{kernel}, {name}" for name in validity.TARGETS if name != "skewed"}
-    return {title: _checked(make, name, reversible) for name, title in names.items()}
+    return {title: checked(make, name, reversible) for name, title in names.items()}
 
 
 def _single(make: Callable[[], Kernel]) -> Callable[[], Report]:
@@ -119,7 +121,7 @@ def _single(make: Callable[[], Kernel]) -> Callable[[], Report]:
 
     def certificate() -> Report:
         with jax.enable_x64(False):
-            return _checked(make)()
+            return checked(make)()
 
     return certificate
 
@@ -129,15 +131,15 @@ def _dense() -> Kernel:
 
 
 KERNELS: Mapping[str, Callable[[], Report]] = {
-    **_everywhere("random_walk", lambda: samplers.random_walk(1.0)),
-    **_everywhere("hmc", lambda: samplers.hmc(0.5, 3)),
-    "hmc, full matrix": _checked(_dense),
+    **everywhere("random_walk", lambda: samplers.random_walk(1.0)),
+    **everywhere("hmc", lambda: samplers.hmc(0.5, 3)),
+    "hmc, full matrix": checked(_dense),
     "random_walk, float32": _single(lambda: samplers.random_walk(1.0)),
     "hmc, float32": _single(lambda: samplers.hmc(0.5, 3)),
-    **_everywhere("mala", lambda: samplers.mala(0.8)),
-    **_everywhere("nuts", lambda: samplers.nuts(0.8), reversible=True),
-    "nuts, small steps": _checked(lambda: samplers.nuts(0.2), reversible=True),
-    "mhg, scaling": _checked(scaling),
+    **everywhere("mala", lambda: samplers.mala(0.8)),
+    **everywhere("nuts", lambda: samplers.nuts(0.8), reversible=True),
+    "nuts, small steps": checked(lambda: samplers.nuts(0.2), reversible=True),
+    "mhg, scaling": checked(scaling),
     "finite kernel": _on_finite_states,
     "mhg, boundary": _beyond_a_boundary,
     "hmc, temperature zero": _tempered,

@@ -14,13 +14,16 @@ import numpy as np
 from probinf.experiments._certificates import CERTIFICATES
 from probinf.experiments._claims import Claim, below
 from probinf.experiments._page import Part, Section, Table
-from probinf.experiments._planted_bugs import ALGORITHM_BUGS, JUMP_BUGS, KERNEL_BUGS, PART_BUGS, PlantedBug
+from probinf.experiments._planted_bug import PlantedBug
+from probinf.experiments._planted_bugs import ALGORITHM_BUGS, JUMP_BUGS, PART_BUGS
+from probinf.experiments._planted_bugs_kernels import KERNEL_BUGS, MCMC_BUGS
 from probinf.experiments._planting import Verdict, run_certificate, run_planted
 from probinf.experiments._processes import in_processes
 from probinf.experiments._workspace import Workspace
 
 BUGS: Mapping[str, tuple[PlantedBug, ...]] = {
     "kernels": KERNEL_BUGS,
+    "mcmc": MCMC_BUGS,
     "jumps": JUMP_BUGS,
     "parts": PART_BUGS,
     "algorithms": ALGORITHM_BUGS,

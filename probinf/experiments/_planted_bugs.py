@@ -1,144 +1,14 @@
 """One-line faults, planted in the library's own source, each with the certificate that should see it."""
 
-from typing import NamedTuple
+from probinf.experiments._planted_bug import PlantedBug
+from probinf.experiments._planted_bugs_kernels import KERNEL_BUGS, MCMC_BUGS
 
-
-class PlantedBug(NamedTuple):
-    """A fault.
-
-    Attributes:
-        fault: what is wrong, in words.
-        module: the module, below `probinf`.
-        old: the text that is replaced; it occurs once.
-        new: what is written instead.
-        certificate: the name of the certificate that is run.
-        survives: why no check of laws can see it; empty where one should.
-    """
-
-    fault: str
-    module: str
-    old: str
-    new: str
-    certificate: str
-    survives: str = ""
-
-
-MHG, HMC, WALK, NUTS = "samplers._mhg", "samplers._hmc", "samplers._random_walk", "samplers._nuts"
-RESAMPLE, SPAWN, VERBS, COMPOSE = "core._resample", "core._spawn", "core._verbs", "core._compose"
-SCHEMES, FIXED = "samplers._resampling", "samplers._fixed_point"
-
-KERNEL_BUGS = (
-    PlantedBug("proposal ratio left out", MHG, "(after - before) + (log_q_back - log_q)", "(after - before)", "hmc"),
-    PlantedBug("proposal ratio left out, finite", MHG, " + (log_q_back - log_q)", "", "finite kernel"),
-    PlantedBug("proposal ratio upside down", MHG, "(log_q_back - log_q)", "(log_q - log_q_back)", "finite kernel"),
-    PlantedBug("Jacobian left out", MHG, "(log_q_back - log_q) + log_det\n", "(log_q_back - log_q)\n", "mhg, scaling"),
-    PlantedBug(
-        "Jacobian with the wrong sign",
-        MHG,
-        "(log_q_back - log_q) + log_det\n",
-        "(log_q_back - log_q) - log_det\n",
-        "mhg, scaling",
-    ),
-    PlantedBug("density ratio upside down", MHG, "(after - before)", "(before - after)", "random_walk"),
-    PlantedBug("everything is accepted", MHG, "<= log_ratio", "<= log_ratio + 1e9", "choices"),
-    PlantedBug("accepted half as willingly", MHG, "<= log_ratio", "<= 2 * log_ratio", "choices"),
-    PlantedBug(
-        "accepted and rejected swapped",
-        MHG,
-        "jnp.where(accepted, new, old), proposal",
-        "jnp.where(accepted, old, new), proposal",
-        "random_walk",
-    ),
-    PlantedBug(
-        "a NaN density is accepted",
-        MHG,
-        "invalid | (numerator == -jnp.inf), -jnp.inf, jnp",
-        "invalid | (numerator == -jnp.inf), jnp.inf, jnp",
-        "mhg, boundary",
-    ),
-    PlantedBug("momentum not flipped", HMC, "Momentum(-z, v.num_steps)", "Momentum(z, v.num_steps)", "hmc"),
-    PlantedBug("last half step missing", HMC, "z + 0.5 * epsilon * pull, pull", "z, pull", "hmc"),
-    PlantedBug("first half step whole", HMC, "z = z + 0.5 * epsilon", "z = z + epsilon", "hmc"),
-    PlantedBug("stale gradient", HMC, "    pull = force(target, factor, point)\n", "", "hmc"),
-    PlantedBug(
-        "momentum too wide", HMC, "Momentum(standard_normal(key_z", "Momentum(1.1 * standard_normal(key_z", "hmc"
-    ),
-    PlantedBug("density of the momentum halved", HMC, "-0.5 * jnp.sum(v.z", "-0.25 * jnp.sum(v.z", "hmc"),
-    PlantedBug("leapfrog stretches space", HMC, "+ epsilon * times(", "* 1.02 + epsilon * times(", "hmc"),
-    PlantedBug("the walk drifts", WALK, "times(self.factor, v)))", "times(self.factor, v) + 0.05))", "random_walk"),
-    PlantedBug("the walk does not turn back", WALK, "-v, jnp.nan", "v, jnp.nan", "random_walk"),
-    PlantedBug(
-        "steps grow with the position",
-        WALK,
-        "times(self.factor, v)))",
-        "times(self.factor, v) * (1 + flat**2)))",
-        "random_walk",
-    ),
-    PlantedBug(
-        "cached density of the last point",
-        MHG,
-        "return MHGState(point, state.status)\n\n\nclass Acc",
-        "return MHGState(point._replace(log_prior=state.point.log_prior), state.status)\n\n\nclass Acc",
-        "random_walk",
-    ),
-    PlantedBug(
-        "likelihood left out",
-        "core._kernel",
-        "likelihood(position), None, None",
-        "0 * likelihood(position), None, None",
-        "finite kernel",
-    ),
-    PlantedBug(
-        "temperature ignored",
-        "core._target",
-        "log_prior + raised(beta, log_likelihood)",
-        "log_prior + log_likelihood",
-        "hmc, temperature zero",
-    ),
-    PlantedBug(
-        "force with the wrong sign",
-        HMC,
-        "transposed_times(factor, ravel",
-        "-transposed_times(factor, ravel",
-        "hmc",
-        "any force keeps the target invariant: this one only makes most proposals bad",
-    ),
-    PlantedBug(
-        "parts of the trajectory may turn",
-        NUTS,
-        "jnp.any(ending & _turns(kept, z[:, None], sums))",
-        "jnp.zeros((), bool)",
-        "nuts",
-    ),
-    PlantedBug(
-        "only the shortest parts checked",
-        NUTS,
-        "ones = jax.lax.population_count(index & ~(index + 1))",
-        "ones = jnp.minimum(jax.lax.population_count(index & ~(index + 1)), 1)",
-        "nuts, small steps",
-    ),
-    PlantedBug(
-        "newest half always chosen",
-        NUTS,
-        "_where(merged & wins, head_chosen, tree.chosen)",
-        "_where(merged, head_chosen, tree.chosen)",
-        "nuts",
-    ),
-    PlantedBug(
-        "all points of a half alike",
-        NUTS,
-        "taken = _uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)",
-        "taken = _uniform(words[0], change.dtype) < 1 / (tree.head_steps + 1)",
-        "nuts",
-    ),
-    PlantedBug(
-        "trajectories only forward",
-        NUTS,
-        "words[0] & 1 == 1, tree.forward)",
-        "words[0] & 0 == 0, tree.forward)",
-        "nuts",
-    ),
-)
+RESAMPLE = "core._resample"
+SPAWN = "core._spawn"
+VERBS = "core._verbs"
+COMPOSE = "core._compose"
+SCHEMES = "samplers._resampling"
+FIXED = "samplers._fixed_point"
 
 JUMP_BUGS = (
     PlantedBug(
@@ -478,4 +348,4 @@ ALGORITHM_BUGS = (
     ),
 )
 
-PLANTED_BUGS = (*KERNEL_BUGS, *JUMP_BUGS, *PART_BUGS, *ALGORITHM_BUGS)
+PLANTED_BUGS = (*KERNEL_BUGS, *MCMC_BUGS, *JUMP_BUGS, *PART_BUGS, *ALGORITHM_BUGS)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probinf.experiments._planted_bugs import PlantedBug
+from probinf.experiments._planted_bug import PlantedBug
 
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).parents[1]

@@ -96,6 +96,19 @@ _ALL = (
         "probinf.experiments._reversible_jump",
     ),
     Experiment(
+        "mcmc-shootout",
+        "Markov chain kernels side by side: exact means, effective draws for an evaluation and a second, and waiting.",
+        "Hoffman and Gelman 2014; Hoffman, Radul and Sountsov 2021; Robnik et al. 2023; Phan et al. 2019",
+        "probinf.experiments._mcmc_shootout",
+    ),
+    Experiment(
+        "sg-mcmc",
+        "Stochastic gradient samplers have the bias that is computed for them: of the step, the batch and the "
+        "temperature.",
+        "Welling and Teh 2011; Chen, Fox and Guestrin 2014; Li et al. 2016; Baker et al. 2019",
+        "probinf.experiments._sg_mcmc",
+    ),
+    Experiment(
         "denotational-validation",
         "The blocks of the library keep their laws, and faults planted in its source are caught.",
         "Scibior et al. 2018; Tierney 1998; Green 1995",

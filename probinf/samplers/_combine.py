@@ -1,7 +1,8 @@
-r"""`cycle` and `mixture`: kernels that leave a target invariant, one after the other or one at random.
+r"""`cycle`, `mixture` and `repeat`: kernels that leave a target invariant, in turn, one at random, or many times.
 
-$\pi K_1 = \pi$ and $\pi K_2 = \pi$ give $\pi K_1 K_2 = \pi$ and $\pi (p K_1 + (1 - p) K_2) = \pi$ (Tierney 1994). A
-mixture of reversible kernels is reversible, a cycle in general is not.
+$\pi K_1 = \pi$ and $\pi K_2 = \pi$ give $\pi K_1 K_2 = \pi$, $\pi (p K_1 + (1 - p) K_2) = \pi$ and
+$\pi K_1^n = \pi$ (Tierney 1994). A mixture of reversible kernels is reversible, and so is a power of one; a cycle in
+general is not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +28,11 @@ from probinf.core import (
     unwrap_key,
 )
 from probinf.core._choices import categorical
+from probinf.core._effects import repeat as loop
 from probinf.core._types import Position, PRNGKey
+from probinf.samplers._factor import Factor
 from probinf.samplers._mhg import MHGState
+from probinf.samplers._stan_tuner import TunableKernel
 
 # By how much the sum of given probabilities may differ from 1.
 SUM_TOLERANCE = 1e-5
@@ -48,6 +52,22 @@ class CombinedInfo(NamedTuple):
 
     acceptance_rate: Array
     acceptance_rates: Array
+    log_density: Array
+    divergent: Array
+    status: Array
+
+
+class RepeatedInfo(NamedTuple):
+    """The transitions of a repeated kernel, as one.
+
+    Attributes:
+        acceptance_rate: [], the mean over them, NaN if one of them is.
+        log_density: [] of the last state, up to the constant of the target.
+        divergent: [] bool, whether one diverged.
+        status: [] uint32, the bits of all of them.
+    """
+
+    acceptance_rate: Array
     log_density: Array
     divergent: Array
     status: Array
@@ -119,13 +139,82 @@ class Mixture(eqx.Module):
         return state, _info(target, state, jnp.where(valid, rate, 0), rates, jnp.where(valid, status, refused))
 
 
+class Repeated(eqx.Module):
+    """The kernel made by `repeat`.
+
+    Attributes:
+        kernel: what is repeated.
+        num_steps: [] int32.
+    """
+
+    kernel: Any
+    num_steps: Int[Array, ""]
+
+    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
+        """The state at `position`."""
+        return _shared_state((self.kernel,), key, target, position)
+
+    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, RepeatedInfo]:
+        """All transitions, one after the other. Leaves the target invariant; reversible if the kernel is."""
+        return _steps(self.kernel, self.num_steps, key, target, state)
+
+
+class TunableRepeated(eqx.Module):
+    """The kernel made by `repeat` of a `TunableKernel`, which can itself be tuned.
+
+    Attributes:
+        kernel: what is repeated.
+        num_steps: [] int32.
+    """
+
+    kernel: Any
+    num_steps: Int[Array, ""]
+
+    @property
+    def step_size(self) -> Array:
+        """That of the kernel."""
+        return self.kernel.step_size
+
+    @property
+    def factor(self) -> Factor | None:
+        """That of the kernel."""
+        return self.kernel.factor
+
+    @property
+    def dense(self) -> bool:
+        """Whether warm-up learns a full matrix."""
+        return self.kernel.dense
+
+    @property
+    def default_target_accept(self) -> float:
+        """The acceptance rate that warm-up aims at."""
+        return self.kernel.default_target_accept
+
+    def tuned(self, step_size: Array, factor: Factor | None) -> "TunableRepeated":
+        """As many transitions of the tuned kernel."""
+        return TunableRepeated(self.kernel.tuned(step_size, factor), self.num_steps)
+
+    def short(self) -> Any:
+        """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
+        return self.kernel.short()
+
+    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
+        """The state at `position`."""
+        return _shared_state((self.kernel,), key, target, position)
+
+    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, RepeatedInfo]:
+        """All transitions, one after the other. Leaves the target invariant; reversible if the kernel is."""
+        return _steps(self.kernel, self.num_steps, key, target, state)
+
+
 def cycle(*kernels: Kernel) -> Cycle:
     """Runs kernels one after the other; a step of the cycle is a step of each.
 
     Leaves the target invariant if every kernel does. Not reversible in general, even where they are.
 
     Args:
-        *kernels: kernels of one state type, `MHGState`, such as `birth_death(...)` and `active_random_walk(...)`.
+        *kernels: kernels of one state type, `MHGState`, such as `birth_death(...)` and `active_random_walk(...)`, or
+            `hmc(...)`, `barker(...)`, `elliptical_slice(...)` and `repeat(slice_sampling(...), 5)`.
 
     Returns:
         A `Kernel`.
@@ -177,6 +266,35 @@ def mixture(kernels: Sequence[Kernel], probabilities: Any = None) -> Mixture:
     return Mixture(kernels, law if jnp.issubdtype(law.dtype, jnp.floating) else law.astype(jnp.result_type(float)))
 
 
+def repeat(kernel: Kernel, num_steps: Any) -> Repeated | TunableRepeated:
+    """Runs a kernel many times; a step of the result is `num_steps` steps of it.
+
+    Leaves the target invariant if the kernel does. In a `cycle` it gives a kernel more weight, without compiling it
+    more than once; in SMC moves and warm-up it makes a cheap kernel move as far as a dear one. To keep every so many
+    draws use `sample(..., thin=...)`, with which chains of `nuts` or `slice_sampling` need not wait for each other.
+
+    Args:
+        kernel: a kernel whose state is `MHGState`, such as `random_walk(...)`; a `TunableKernel` stays one.
+        num_steps: how often, at least 1; traced (changing it does not recompile). A traced one below 1 is flagged
+            `DIVERGENT` at every step, and the chain stays.
+
+    Returns:
+        A `Kernel` with the array leaf `num_steps`.
+
+    Raises:
+        TypeError: `kernel` is no kernel or (at `init`) has another state, or `num_steps` is no integer.
+        ValueError: `num_steps` is below 1, or no scalar.
+    """
+    (kernel,) = _checked((kernel,))
+    number = eqx.is_array_like(num_steps) and not isinstance(num_steps, bool)
+    if not (number and jnp.issubdtype(jnp.result_type(num_steps), jnp.integer)):
+        raise TypeError(f"`num_steps` must be an integer, but is {num_steps!r}")
+    if jnp.ndim(num_steps) != 0 or (is_concrete(num_steps) and not 1 <= int(num_steps) <= np.iinfo(np.int32).max):
+        raise ValueError(f"`num_steps` must be a scalar of at least 1, but is {num_steps}: try 10")
+    count = jnp.asarray(num_steps, jnp.int32)
+    return (TunableRepeated if isinstance(kernel, TunableKernel) else Repeated)(kernel, count)
+
+
 def _is_law(probabilities: Float[Array, " kernels"]) -> Bool[Array, ""]:
     """Whether they are non-negative and have sum 1, up to rounding."""
     tolerance = max(SUM_TOLERANCE, float(jnp.finfo(probabilities.dtype).eps) ** 0.5)
@@ -208,6 +326,28 @@ def _shared_state(kernels: tuple[Any, ...], key: PRNGKey, target: Target, positi
         status |= state.status
     widest = max(states, key=lambda state: len(jax.tree.leaves(state))).point
     return MHGState(Point(position, *widest[1:]), status)
+
+
+def _steps(
+    kernel: Any, num_steps: Int[Array, ""], key: PRNGKey, target: Target, state: MHGState
+) -> tuple[MHGState, RepeatedInfo]:
+    def body(index: Any, carry: tuple[MHGState, Array, Array]) -> tuple[MHGState, Array, Array]:
+        state, rates, bits = carry
+        state, info = kernel.step(jax.random.fold_in(key, index), target, state)
+        return state, rates + info.acceptance_rate.astype(rates.dtype), bits | info.status
+
+    # No step at all would stand still and look healthy.
+    refused = flag(Status.DIVERGENT, (num_steps < 1) & ~is_fatal(state.status))
+    zero = jnp.zeros_like(state.point.log_prior)
+    state, rates, bits = loop(num_steps, body, (state, zero, jnp.zeros_like(state.status)))
+    bits |= refused
+    info = RepeatedInfo(
+        acceptance_rate=rates / jnp.maximum(num_steps, 1).astype(rates.dtype),
+        log_density=point_log_density(target, state.point),
+        divergent=(bits & jnp.uint32(int(Status.DIVERGENT))) != 0,
+        status=bits,
+    )
+    return MHGState(state.point, state.status | refused), info
 
 
 def _switch(index: Int[Array, ""], branches: list[Callable[..., Any]], *operands: Any) -> Any:

@@ -77,6 +77,16 @@ def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d
     return factor * vector if factor.ndim == 1 else jnp.sum(factor.T * vector[:, None], axis=0)
 
 
+def solve_rows(factor: Factor | None, rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    r"""$L^{-1} v$ of each row v, with L the identity for None."""
+    if factor is None:
+        return rows
+    factor = factor.astype(rows.dtype)
+    if factor.ndim == 1:
+        return rows / factor[None, :]
+    return jax.scipy.linalg.solve_triangular(factor, rows.T, lower=True).T
+
+
 def transposed_times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
     r"""$L^\top v$, with L the identity for None."""
     return times(factor if factor is None or factor.ndim == 1 else factor.T, vector)

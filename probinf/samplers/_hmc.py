@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from probinf.core._effects import is_concrete
+from probinf.core._fast_key import fast_key
 from probinf.core._kernel import Point, evaluate, point_gradient
 from probinf.core._normal import standard_normal
 from probinf.core._target import Target
@@ -30,6 +31,8 @@ from probinf.samplers._factor import (
     transposed_times,
 )
 from probinf.samplers._mhg import MHG, MHGInfo, MHGState, require_floating
+
+MAX_ENERGY_ERROR = 1000.0
 
 
 class Momentum(NamedTuple):
@@ -56,7 +59,7 @@ class MomentumLaw(eqx.Module):
         flat, _ = ravel_pytree(state.point.position)
         if not self.jitter:
             return Momentum(standard_normal(key, flat.shape, flat.dtype), self.num_steps)
-        key_z, key_steps = jax.random.split(key)
+        key_z, key_steps = jax.random.split(fast_key(key))
         # With no legal count the draw keeps the bad one, which the leapfrog turns into a flagged rejection.
         num_steps = jax.random.randint(key_steps, (), 1, jnp.maximum(self.num_steps, 1) + 1, jnp.int32)
         num_steps = jnp.minimum(num_steps, self.num_steps)
@@ -73,6 +76,23 @@ def force(target: Target, factor: Factor | None, point: Point) -> Float[Array, "
     return transposed_times(factor, ravel_pytree(point_gradient(target, point))[0])
 
 
+def flattened(point: Point) -> Point:
+    """The point with its position and its gradients as vectors: so a loop carries few arrays, whatever the sites."""
+    return Point(
+        ravel_pytree(point.position)[0],
+        point.log_prior,
+        point.log_likelihood,
+        ravel_pytree(point.grad_log_prior)[0],
+        ravel_pytree(point.grad_log_likelihood)[0],
+    )
+
+
+def unflattened(point: Point, unravel: Callable[[Array], Position]) -> Point:
+    """The point that `flattened` was given."""
+    x, log_prior, log_likelihood, prior_pull, likelihood_pull = point
+    return Point(unravel(x), log_prior, log_likelihood, unravel(prior_pull), unravel(likelihood_pull))
+
+
 def leapfrog(
     target: Target,
     factor: Factor | None,
@@ -82,9 +102,9 @@ def leapfrog(
     z: Float[Array, " d"],
     pull: Float[Array, " d"],
 ) -> tuple[Point, Float[Array, " d"], Float[Array, " d"]]:
-    """One leapfrog step of size `epsilon`, which may be negative: the point, its momentum and its force."""
+    """One leapfrog step of size `epsilon`, which may be negative: the flattened point, its momentum and its force."""
     z = z + 0.5 * epsilon * pull
-    point = evaluate(target, unravel(x + epsilon * times(factor, z)), gradient=True)
+    point = flattened(evaluate(target, unravel(x + epsilon * times(factor, z)), gradient=True))
     pull = force(target, factor, point)
     return point, z + 0.5 * epsilon * pull, pull
 
@@ -106,11 +126,12 @@ class Leapfrog(eqx.Module):
 
         def step(_: Array, carry: tuple[Point, Array, Array]) -> tuple[Point, Array, Array]:
             point, z, pull = carry
-            return leapfrog(target, self.factor, epsilon, unravel, ravel_pytree(point.position)[0], z, pull)
+            return leapfrog(target, self.factor, epsilon, unravel, point.position, z, pull)
 
-        start = (state.point, z, force(target, self.factor, state.point))
+        start = (flattened(state.point), z, force(target, self.factor, state.point))
         point, z, _ = jax.lax.fori_loop(jnp.zeros_like(v.num_steps), v.num_steps, step, start)
-        return MHGState(point, state.status), Momentum(-z, v.num_steps), jnp.zeros((), flat.dtype)
+        end = MHGState(unflattened(point, unravel), state.status)
+        return end, Momentum(-z, v.num_steps), jnp.zeros((), flat.dtype)
 
 
 class HMC(eqx.Module):
@@ -166,7 +187,7 @@ class HMC(eqx.Module):
     def as_mhg(self) -> MHG:
         """The `mhg` kernel that it is."""
         law, involution = MomentumLaw(self.num_steps, self.jitter), Leapfrog(self.step_size, self.factor)
-        return MHG(law, involution, check=self.check, gradient=True, max_energy_error=1000.0)
+        return MHG(law, involution, check=self.check, gradient=True, max_energy_error=MAX_ENERGY_ERROR)
 
 
 def hmc(

@@ -1,17 +1,23 @@
-"""Starting states of many chains: given by the user, or uniform on (-2, 2) in each unconstrained coordinate (Stan)."""
+"""Starting states of many chains: given by the user, or uniform on (-2, 2) in each unconstrained coordinate (Stan).
+
+Discrete sites start uniformly on their supports.
+"""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from probinf.core import is_concrete
+from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Kernel
 from probinf.core._status import is_fatal
+from probinf.core._support import IntegerInterval, support_at
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
+from probinf.samplers._shared import SharingKernel
 
 RADIUS = 2
 MAX_TRIES = 10
@@ -25,12 +31,12 @@ def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int
         kernel: supplies `init`.
         target: density; its `sample_prior` tells the shapes of positions.
         num_chains: number of chains.
-        initial_position: pytree with leading axis `num_chains`; None draws each coordinate from uniform(-2, 2), at
-            most 10 times where the density or its gradient is not finite.
+        initial_position: pytree with leading axis `num_chains`; None draws each coordinate from uniform(-2, 2), or
+            uniformly on its support if discrete, at most 10 times where the density or its gradient is not finite.
 
     Raises:
         ValueError: wrong shapes, or none given and the target has no `sample_prior`.
-        TypeError: coordinates cannot be drawn since they are not floating-point.
+        TypeError: coordinates cannot be drawn since they are not floating-point and have no known support.
     """
     shapes = None if target.sample_prior is None else eqx.filter_eval_shape(target.sample_prior, jax.random.key(0))
     if initial_position is not None:
@@ -43,10 +49,10 @@ def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int
             f"leading axis num_chains = {num_chains}"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) and support_at(target.supports, path) is None:
             raise TypeError(
                 f"position{jax.tree_util.keystr(path)} is {leaf.dtype} and cannot be drawn from uniform(-2, 2): pass "
-                "`initial_position`"
+                "`initial_position`, or tell its range by the `supports` of the target"
             )
     return _init_uniform(key, kernel, target, num_chains)
 
@@ -74,7 +80,10 @@ def step_chains(key: PRNGKey, kernel: Any, target: Target, chains: PyTree) -> tu
     Raises:
         TypeError: the info of the kernel is not a NamedTuple with `acceptance_rate` and `status`.
     """
-    keys = jax.random.split(key, chains.status.shape[0])
+    if isinstance(kernel, SharingKernel):
+        key_shared, key = plain_key(jax.random.split(fast_key(key)))
+        kernel = kernel.shared(key_shared)
+    keys = plain_key(jax.random.split(fast_key(key), chains.status.shape[0]))
     chains, info = jax.vmap(kernel.step, (0, None, 0))(keys, target, chains)
     if not (hasattr(info, "_asdict") and hasattr(info, "acceptance_rate") and hasattr(info, "status")):
         raise TypeError(
@@ -109,7 +118,9 @@ def init_chains(key: PRNGKey, kernel: Kernel, target: Target, positions: PyTree)
         TypeError: the states of the kernel have no `position`, or no `status` of one uint32 a chain.
     """
     num_chains = jax.tree.leaves(positions)[0].shape[0]
-    states = jax.vmap(kernel.init, (0, None, 0))(jax.random.split(key, num_chains), target, positions)
+    states = jax.vmap(kernel.init, (0, None, 0))(
+        plain_key(jax.random.split(fast_key(key), num_chains)), target, positions
+    )
     status = getattr(states, "status", None)
     flagged = isinstance(status, jax.Array) and status.dtype == jnp.uint32 and status.shape == (num_chains,)
     if not (flagged and hasattr(states, "position")):
@@ -126,21 +137,27 @@ _init_given = eqx.filter_jit(init_chains)
 @eqx.filter_jit
 def _init_uniform(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int) -> PyTree:
     shapes = eqx.filter_eval_shape(target.draw_prior, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(shapes)
+    paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = [(support_at(target.supports, path), leaf) for path, leaf in paths]
+
+    key_draw, key_init = jax.random.split(fast_key(key))
+
+    def draw(number: Array) -> list[Array]:
+        keys = jax.random.split(jax.random.fold_in(key_draw, number), len(leaves))
+        return [_drawn(k, num_chains, *leaf) for k, leaf in zip(keys, leaves, strict=True)]
+
+    # All tries are drawn at once: inside the loop XLA would draw anew in all that uses the numbers, and compile that.
+    tries = jax.vmap(draw)(jnp.arange(MAX_TRIES))
 
     def attempt(number: Array) -> PyTree:
-        key_init, *keys = jax.random.split(jax.random.fold_in(key, number), 1 + len(leaves))
-        drawn = [
-            jax.random.uniform(k, (num_chains, *leaf.shape), leaf.dtype, -RADIUS, RADIUS)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        return init_chains(key_init, kernel, target, jax.tree.unflatten(structure, drawn))
+        positions = jax.tree.unflatten(structure, [each[number] for each in tries])
+        return init_chains(jax.random.fold_in(key_init, number), kernel, target, positions)
 
     def retry(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         number, states = carry
         bad = is_fatal(states.status)
         fresh = attempt(number)
-        return number + 1, jax.tree.map(lambda a, b: jnp.where(_like(bad, a), a, b), fresh, states)
+        return number + 1, where_chains(bad, fresh, states)
 
     def unfinished(carry: tuple[Array, PyTree]) -> Array:
         number, states = carry
@@ -153,5 +170,19 @@ def _init_uniform(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int)
     return jax.lax.while_loop(unfinished, retry, (jnp.zeros((), jnp.int32), none))[1]
 
 
-def _like(mask: Array, leaf: Array) -> Array:
+def _drawn(key: PRNGKey, num_chains: int, support: IntegerInterval | None, leaf: Any) -> Array:
+    if support is None:
+        return jax.random.uniform(key, (num_chains, *leaf.shape), leaf.dtype, -RADIUS, RADIUS)
+    lower, upper = (jnp.broadcast_to(bound, leaf.shape)[None] for bound in (support.lower, support.upper))
+    drawn = jax.random.randint(key, (num_chains, *leaf.shape), lower, upper + 1, support.lower.dtype)
+    return drawn.astype(leaf.dtype)
+
+
+def where_chains(mask: Bool[Array, " chains"], new: PyTree, old: PyTree) -> PyTree:
+    """`new` for some chains."""
+    return jax.tree.map(lambda a, b: jnp.where(per_chain(mask, a), a, b), new, old)
+
+
+def per_chain(mask: Bool[Array, " chains"], leaf: Array) -> Bool[Array, "chains ..."]:
+    """The mask with as many axes as a leaf."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Kernel
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
+from probinf.samplers._initial import where_chains
 
 # Transitions are finished when an eighth of the chains wait: finishing costs all chains, waiting those that do.
 WAITING_SHARE = 0.125
@@ -24,11 +26,15 @@ WAITING_SHARE = 0.125
 class SteppedKernel(Kernel, Protocol):
     """A kernel whose transition can be left after any of its steps.
 
-    Law: `step` is `start`, `grow` until `done`, and `finish`, and is done after a bounded number of steps. `grow` goes
-    on with the step size that `start` had, and changes nothing of what is done that `finish` reads.
+    Law: `step` is `draw`, `start`, `grow` until `done`, and `finish`, and is done after a bounded number of steps.
+    `grow` goes on with the step size that `start` had, and changes nothing of what is done that `finish` reads.
     """
 
-    def start(self, key: PRNGKey, target: Target, state: Any) -> Any:
+    def draw(self, key: PRNGKey, state: Any) -> Any:
+        """The random numbers of a transition; of the state only shapes and dtypes matter."""
+        ...
+
+    def start(self, noise: Any, target: Target, state: Any) -> Any:
         """The transition before its first step; it has a `done`, [] bool."""
         ...
 
@@ -41,10 +47,21 @@ class SteppedKernel(Kernel, Protocol):
         ...
 
 
+def whole_transition(key: PRNGKey, kernel: SteppedKernel, target: Target, state: Any) -> tuple[Any, Any]:
+    """A transition from its first step to its last: the `step` of a `SteppedKernel`."""
+    start = kernel.start(kernel.draw(key, state), target, state)
+    ended = jax.lax.while_loop(lambda t: ~t.done, lambda t: kernel.grow(target, state.position, t), start)
+    return kernel.finish(target, state, ended)
+
+
 class _Loop(NamedTuple):
-    """What the loop carries: transitions of all chains, how many transitions each has made, and what is kept."""
+    """What the loop carries: transitions of all chains, noise of the next ones, how many are made, and what is kept.
+
+    Noise is drawn a transition ahead: where it is used XLA would draw it again in everything that needs it.
+    """
 
     transitions: Any
+    noise: Any
     made: Int[Array, " chains"]
     kept: Any
 
@@ -76,10 +93,13 @@ def interleave(
         The states and what was kept.
     """
     num_chains = states.status.shape[0]
-    least = least_waiting(num_chains)
+    keys, least = chain_keys(key, num_chains), least_waiting(num_chains)
 
-    def begin(states: PyTree, made: Int[Array, " chains"]) -> Any:
-        return start_all(key, kernel, target, states, first + made)
+    def begin(noise: PyTree, states: PyTree) -> Any:
+        return jax.vmap(kernel.start, (0, None, 0))(noise, target, states)
+
+    def draw(states: PyTree, made: Int[Array, " chains"]) -> Any:
+        return draw_all(keys, kernel, states, first + made)
 
     def body(carry: tuple[PyTree, _Loop]) -> tuple[PyTree, _Loop]:
         states, loop = carry
@@ -95,10 +115,14 @@ def interleave(
         states = where_chains(due, ended, states)
         kept = keep(states, infos, loop.made, due, loop.kept)
         made = loop.made + due.astype(loop.made.dtype)
-        return states, _Loop(where_chains(due, begin(states, made), loop.transitions), made, kept)
+        transitions = where_chains(due, begin(loop.noise, states), loop.transitions)
+        noise = where_chains(due, draw(states, made + 1), loop.noise)
+        return states, _Loop(transitions, noise, made, kept)
 
     made = jnp.zeros(num_chains, jnp.int32)
-    start = (states, _Loop(begin(states, made), made, kept))
+    drawn = jax.vmap(draw, (None, 0))(states, jnp.stack([made, made + 1]))
+    now, ahead = jax.tree.map(lambda each: each[0], drawn), jax.tree.map(lambda each: each[1], drawn)
+    start = (states, _Loop(begin(now, states), ahead, made, kept))
     states, loop = jax.lax.while_loop(lambda carry: jnp.any(carry[1].made < count), body, start)
     return states, loop.kept
 
@@ -108,20 +132,26 @@ def least_waiting(num_chains: int) -> int:
     return max(1, int(num_chains * WAITING_SHARE))
 
 
-def start_all(
-    key: PRNGKey, kernel: SteppedKernel, target: Target, states: PyTree, numbers: Int[Array, " chains"]
-) -> PyTree:
-    """Transitions of all chains, with keys that depend on chain and number alone.
+def chain_keys(key: PRNGKey, num_chains: int) -> Key[Array, " chains"]:
+    """A key for each chain, which depends on its number alone.
 
     They are threefry keys whatever the run's key is: those of `rbg` would draw all chains from the key of the first,
     which may not be due.
     """
-    words = jax.random.bits(jax.random.fold_in(key, 0), (2,), jnp.uint32)
-    base = jax.random.wrap_key_data(words, impl="threefry2x32")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.arange(numbers.shape[0]))
-    return jax.vmap(kernel.start, (0, None, 0))(jax.vmap(jax.random.fold_in)(keys, numbers), target, states)
+    words = jax.random.bits(jax.random.fold_in(fast_key(key), 0), (2,), jnp.uint32)
+    base = fast_key(jax.random.wrap_key_data(words, impl="threefry2x32"))
+    return jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.arange(num_chains))
 
 
-def where_chains(mask: Bool[Array, " chains"], new: PyTree, old: PyTree) -> PyTree:
-    """`new` for some chains."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
+def draw_all(
+    keys: Key[Array, " chains"], kernel: SteppedKernel, states: PyTree, numbers: Int[Array, " chains"]
+) -> PyTree:
+    """The noise of one transition of each chain, which depends on the chain's key and the transition's number alone."""
+    return jax.vmap(kernel.draw)(plain_key(jax.vmap(jax.random.fold_in)(keys, numbers)), states)
+
+
+def start_all(
+    keys: Key[Array, " chains"], kernel: SteppedKernel, target: Target, states: PyTree, numbers: Int[Array, " chains"]
+) -> PyTree:
+    """Transitions of all chains, with the noise of `draw_all`."""
+    return jax.vmap(kernel.start, (0, None, 0))(draw_all(keys, kernel, states, numbers), target, states)

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from probinf.core._effects import choose
+from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Point, evaluate, point_gradient, point_log_density
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._target import Target
@@ -118,7 +119,8 @@ def require_floating(kernel: str, position: Position) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"{kernel} needs floating-point positions, but position{jax.tree_util.keystr(path)} is "
-                f"{jnp.result_type(leaf)}: convert it, or use another kernel for discrete coordinates"
+                f"{jnp.result_type(leaf)}: convert it, or run this kernel `on_sites` of floating-point numbers, and "
+                "another one such as `gibbs` on the discrete ones"
             )
 
 
@@ -133,7 +135,7 @@ class Accept(eqx.Module):
 
     def sample(self, key: PRNGKey, log_ratio: Float[Array, ""]) -> Bool[Array, ""]:
         # An exponential is never infinite, as the log of a uniform is when it is exactly zero.
-        return -jax.random.exponential(key, dtype=log_ratio.dtype) <= log_ratio
+        return -jax.random.exponential(fast_key(key), dtype=log_ratio.dtype) <= log_ratio
 
     def law(self, log_ratio: Float[Array, ""]) -> tuple[Bool[Array, " 2"], Float[Array, " 2"]]:
         probability = jnp.exp(jnp.minimum(log_ratio, 0))
@@ -178,8 +180,8 @@ class MHG(eqx.Module):
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:
         """One transition. Leaves the target invariant; reversible."""
-        key_auxiliary, key_accept = jax.random.split(key)
-        v = self.auxiliary.sample(key_auxiliary, target, state)
+        key_auxiliary, key_accept = jax.random.split(fast_key(key))
+        v = self.auxiliary.sample(plain_key(key_auxiliary), target, state)
         proposal, v_back, log_det = self.involution(target, state, v)
         if log_det is None:
             log_det = _autodiff_log_det(self.involution, target, state, v)

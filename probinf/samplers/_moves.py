@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from probinf.core import Population, PRNGKey, Target, any_bits, is_fatal, particle_keys, with_changes
+from probinf.core import (
+    Population,
+    PRNGKey,
+    Target,
+    any_bits,
+    fast_key,
+    is_fatal,
+    particle_keys,
+    plain_key,
+    with_changes,
+)
 from probinf.samplers._factor import as_rows
 from probinf.samplers._stage import Stage, Tempering, corrected_step
 
@@ -68,7 +78,7 @@ class adaptive_moves(eqx.Module):
         target = self.target.at_temperature(context.stage.inverse_temperature)
         start = as_rows(population.particles.position)
         scale = context.stage.factor if context.stage.factor.ndim == 1 else jnp.diagonal(context.stage.factor)
-        zero = jnp.zeros((), start.dtype)
+        zero, fast = jnp.zeros((), start.dtype), fast_key(key)
 
         def unfinished(carry: tuple) -> Array:
             count, _, _, _, _, before, now, rate = carry
@@ -82,7 +92,7 @@ class adaptive_moves(eqx.Module):
             count, states, step_size, step_sizes, rates, _, before, _ = carry
             step_sizes = step_sizes.at[count].set(step_size)
             kernel = tuned_kernel(self.kernel, context, step_size)
-            states, rate = step_all(jax.random.fold_in(key, count), kernel, target, states)
+            states, rate = step_all(plain_key(jax.random.fold_in(fast, count)), kernel, target, states)
             distance = jnp.mean(jnp.sum(((as_rows(states.position) - start) / scale[None, :]) ** 2, axis=1))
             step_size = corrected_step(step_size, rate, self.kernel.default_target_accept)
             rate = rate.astype(rates.dtype)
@@ -107,11 +117,12 @@ class frozen_moves(eqx.Module):
         del step
         context = population.context
         target = self.target.at_temperature(context.stage.inverse_temperature)
+        fast = fast_key(key)
 
         def one(count: Int[Array, ""], carry: tuple) -> tuple:
             states, rates = carry
             kernel = tuned_kernel(self.kernel, context, context.stage.step_sizes[count])
-            states, rate = step_all(jax.random.fold_in(key, count), kernel, target, states)
+            states, rate = step_all(plain_key(jax.random.fold_in(fast, count)), kernel, target, states)
             return states, rates + rate.astype(rates.dtype)
 
         carry = (population.particles, jnp.zeros_like(context.step_size))
@@ -142,7 +153,7 @@ class waste_free_moves(eqx.Module):
         del step
         context = population.context
         target = self.target.at_temperature(context.stage.inverse_temperature)
-        offset_key, chain_key = jax.random.split(key)
+        offset_key, fast = jax.random.split(fast_key(key))
         offset = jax.random.randint(offset_key, (), 0, self.length)
         count = population.num_particles // self.length
         started = jnp.arange(count) * self.length + offset
@@ -151,7 +162,7 @@ class waste_free_moves(eqx.Module):
             states, step_size = carry
             used = context.stage.step_sizes[index] if self.frozen else step_size
             kernel = tuned_kernel(self.kernel, context, used)
-            states, rate = step_all(jax.random.fold_in(chain_key, index), kernel, target, states)
+            states, rate = step_all(plain_key(jax.random.fold_in(fast, index)), kernel, target, states)
             return (states, corrected_step(used, rate, self.kernel.default_target_accept)), (states, rate, used)
 
         first = jax.tree.map(lambda leaf: leaf[started], population.particles)

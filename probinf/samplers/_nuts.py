@@ -27,10 +27,10 @@ from probinf.core._status import Status, flag, is_fatal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._factor import Factor, check_dimension
-from probinf.samplers._hmc import HMC, force, hmc, leapfrog
+from probinf.samplers._hmc import HMC, MAX_ENERGY_ERROR, flattened, force, hmc, leapfrog, unflattened
+from probinf.samplers._interleaved import whole_transition
 from probinf.samplers._mhg import MHGState, require_floating
 
-MAX_ENERGY_ERROR = 1000.0
 LARGEST_DEPTH = 20
 
 
@@ -45,6 +45,7 @@ class NUTSInfo(NamedTuple):
         divergent: [] bool, whether an energy error was NaN or over 1000.
         num_steps: [] int32, leapfrog steps.
         tree_depth: [] int32, finished doublings.
+        reached_max_depth: [] bool, whether these are all that `max_depth` allows.
         status: [] uint32, the bits of this step.
     """
 
@@ -54,7 +55,20 @@ class NUTSInfo(NamedTuple):
     divergent: Array
     num_steps: Array
     tree_depth: Array
+    reached_max_depth: Array
     status: Array
+
+
+class Noise(NamedTuple):
+    """The random numbers of a transition.
+
+    Attributes:
+        z: [d] momentum.
+        words: [2] words of the threefry key of its tree.
+    """
+
+    z: Array
+    words: Array
 
 
 class End(NamedTuple):
@@ -74,7 +88,7 @@ class Trajectory(NamedTuple):
         step_size: [] of the kernel that started it.
         energy: [] at its start.
         left, right: its ends.
-        chosen: the point drawn from it.
+        chosen: the point drawn from it, flattened.
         log_weight: [] log of its sum of exp(-H), less that of the start.
         momentum: [d] sum of momenta.
         depth: [] int32, finished doublings.
@@ -150,37 +164,39 @@ class NUTS(eqx.Module):
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, NUTSInfo]:
         """One transition."""
-        start = self.start(key, target, state)
-        grown = jax.lax.while_loop(lambda t: ~t.done, lambda t: self.grow(target, state.position, t), start)
-        return self.finish(target, state, grown)
+        return whole_transition(key, self, target, state)
 
-    def start(self, key: PRNGKey, target: Target, state: MHGState) -> Trajectory:
-        """A trajectory of one point, with a new momentum. It is done at once where the state is fatal."""
-        key_z, key_tree = jax.random.split(key)
+    def draw(self, key: PRNGKey, state: MHGState) -> Noise:
+        """A new momentum, and what decides in the tree."""
+        key_z, key_tree = jax.random.split(fast_key(key))
         x, _ = ravel_pytree(state.position)
+        return Noise(standard_normal(key_z, x.shape, x.dtype), jax.random.bits(key_tree, (2,), jnp.uint32))
+
+    def start(self, noise: Noise, target: Target, state: MHGState) -> Trajectory:
+        """A trajectory of one point. It is done at once where the state is fatal."""
+        point = flattened(state.point)
+        x = point.position
         check_dimension(self.factor, x.size)
-        pull = force(target, self.factor, state.point)
-        z = standard_normal(key_z, x.shape, x.dtype)
+        pull = force(target, self.factor, point)
         # A traced step size that is not positive would stand still and look healthy: NaN makes it a divergence.
-        z = jnp.where(self.step_size > 0, z, jnp.nan)
+        z = jnp.where(self.step_size > 0, noise.z, jnp.nan)
         end, none = End(x, z, pull), jnp.zeros((), jnp.int32)
-        energy = _energy(target, state.point, z)
+        energy = _energy(target, point, z)
         zero = jnp.zeros_like(energy)
         kept = jnp.zeros((x.size, max(1, self.max_depth - 1)), x.dtype)
-        bits = jax.random.bits(key_tree, (2,), jnp.uint32)
         return Trajectory(
-            key=bits,
-            words=_words(bits, none),
+            key=noise.words,
+            words=_words(noise.words, none),
             step_size=self.step_size.astype(x.dtype),
             energy=energy,
             left=end,
             right=end,
-            chosen=state.point,
+            chosen=point,
             log_weight=jnp.where(jnp.isfinite(energy), zero, -jnp.inf),  # NaN counts as density zero
             momentum=z,
             depth=none,
             head=end,
-            head_chosen=state.point,
+            head_chosen=point,
             head_log_weight=jnp.full_like(zero, -jnp.inf),
             head_momentum=jnp.zeros_like(z),
             head_steps=none,
@@ -204,7 +220,7 @@ class NUTS(eqx.Module):
         epsilon = jnp.where(forward, tree.step_size, -tree.step_size)
         unravel = ravel_pytree(position)[1]
         point, z, pull = leapfrog(target, self.factor, epsilon, unravel, *head)
-        head = End(ravel_pytree(point.position)[0], z, pull)
+        head = End(point.position, z, pull)
 
         log_density = point_log_density(target, point)
         # From density zero any other is accepted: weights are then measured from 1.
@@ -272,9 +288,11 @@ class NUTS(eqx.Module):
             divergent=divergent,
             num_steps=tree.num_steps,
             tree_depth=tree.depth,
+            reached_max_depth=tree.depth >= self.max_depth,
             status=tree.bits,
         )
-        return MHGState(tree.chosen, state.status | tree.bits), info
+        chosen = unflattened(tree.chosen, ravel_pytree(state.position)[1])
+        return MHGState(chosen, state.status | tree.bits), info
 
 
 def _energy(target: Target, point: Point, z: Float[Array, " d"]) -> Float[Array, ""]:
@@ -284,9 +302,8 @@ def _energy(target: Target, point: Point, z: Float[Array, " d"]) -> Float[Array,
 
 def _words(key: UInt32[Array, " words"], step: Int[Array, ""]) -> UInt32[Array, " 2"]:
     """The random bits of a step."""
-    return jax.random.bits(
-        jax.random.fold_in(fast_key(jax.random.wrap_key_data(key, impl="threefry2x32")), step), (2,), jnp.uint32
-    )
+    whole = fast_key(jax.random.wrap_key_data(key, impl="threefry2x32"))
+    return jax.random.bits(jax.random.fold_in(whole, step), (2,), jnp.uint32)
 
 
 def _uniform(word: UInt32[Array, ""], dtype: Any) -> Float[Array, ""]:

@@ -95,7 +95,9 @@ class DataPath(AbstractPath):
 
     def target(self, t: Int[Array, ""]) -> Target:
         """The posterior of the first t data."""
-        return Target(_First(self.log_likelihood, self.data, t), self.prior.log_prior, constrain=self.prior.constrain)
+        prior = self.prior
+        likelihood = _First(self.log_likelihood, self.data, t)
+        return Target(likelihood, prior.log_prior, constrain=prior.constrain, supports=prior.supports)
 
     def log_increment(self, t: Int[Array, ""], position: PyTree) -> Float[Array, ""]:
         """The log likelihood of datum t alone."""

@@ -23,8 +23,10 @@ from probinf.core import (
     WeightInfo,
     check_status,
     compiled,
+    fast_key,
     is_concrete,
     iterate,
+    plain_key,
     resample,
     reweight,
     sequence,
@@ -217,7 +219,7 @@ def _sampler(
 ) -> SMCResult:
     """The algorithm: a population of the prior, and three transformers for each temperature."""
     kernel = kernel_or_default("tempered_smc", kernel, target.draw_prior, key)
-    start_key, loop_key = jax.random.split(key)
+    start_key, loop_key = map(plain_key, jax.random.split(fast_key(key)))
     dense, frozen = bool(kernel.dense), schedule is not None
     population = draw_start(start_key, kernel, target, options.num_particles)
     dimension = as_rows(population.particles.position).shape[1]

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from probinf.core import Population, PRNGKey, Target, any_bits, is_concrete, spawn, whole_number, with_changes
 from probinf.samplers._hmc import hmc
 from probinf.samplers._stage import Stage, Tempering
-from probinf.samplers._warmup_step import check_tunable
+from probinf.samplers._stan_tuner import check_tunable
 
 UNFINISHED = {"MAX_STEPS": "the temperature did not reach one; here the bound is `max_temperatures`"}
 

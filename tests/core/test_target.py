@@ -181,9 +181,22 @@ def test_nan_in_the_data_reaches_the_density() -> None:
     assert np.isfinite(target.log_prior(POSITION))
 
 
-def _discrete(y: Any) -> None:
-    k = numpyro.sample("k", dist.Bernoulli(0.5))
-    numpyro.sample("y", dist.Normal(k, 1.0), obs=y)
+@pytest.mark.numpyro
+def test_discrete_sites_are_integers_in_positions() -> None:
+    def model(y: Any) -> None:
+        scale = numpyro.sample("scale", dist.HalfNormal(2.0))
+        with numpyro.plate("rows", 3):
+            k = numpyro.sample("k", dist.Bernoulli(0.2))
+            numpyro.sample("y", dist.Normal(jnp.asarray(k, float), scale), obs=y)
+
+    target = target_from_numpyro(model, jnp.asarray(Y))
+    position = {"scale": jnp.asarray(0.2), "k": jnp.asarray([0, 1, 0])}
+    prior = np.log(0.8 * 0.2 * 0.8) + dist.HalfNormal(2.0).log_prob(jnp.exp(0.2)) + 0.2
+    likelihood = dist.Normal(jnp.asarray([0.0, 1.0, 0.0]), jnp.exp(0.2)).log_prob(Y).sum()
+    np.testing.assert_allclose(target.log_prior(position), prior, rtol=1e-5)
+    np.testing.assert_allclose(target.log_likelihood(position), likelihood, rtol=1e-5)
+    np.testing.assert_array_equal(target.constrain(position)["k"], position["k"])
+    assert target.at_temperature(0.5).supports["k"].num_values == 2
 
 
 def _subsampled(y: Any) -> None:
@@ -204,7 +217,6 @@ def _with_param(y: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (_discrete, r"latent site 'k' is discrete \(Bernoulli"),
         (_subsampled, "plate 'rows' takes 3 of 10 items"),
         (_observed, "no latent site"),
         (_with_param, "site 'loc' is a `numpyro.param`"),

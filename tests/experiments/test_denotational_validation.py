@@ -9,7 +9,8 @@ import pytest
 import probinf
 from probinf.experiments import CERTIFICATES, certify
 from probinf.experiments import _denotational_validation as experiment
-from probinf.experiments._planted_bugs import PLANTED_BUGS, PlantedBug
+from probinf.experiments._planted_bug import PlantedBug
+from probinf.experiments._planted_bugs import PLANTED_BUGS
 from probinf.experiments._planting import planted, run_certificate, run_planted
 from probinf.experiments._processes import in_processes
 

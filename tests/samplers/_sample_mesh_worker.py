@@ -1,4 +1,7 @@
-"""Runs on 8 simulated devices: the same bits from `sample` on 1, 2 and 8 of them, chains spread over all."""
+"""Runs on 8 simulated devices: the same bits from `sample` on 1, 2 and 8 of them, chains spread over all.
+
+So have extensions, whether the chains stay where they are or move.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,13 @@ def main():
         print("same")
     if eight.state.position["b"].sharding.num_devices == 8:
         print("spread")
+    key, mesh = jax.random.key(4), Mesh(np.array(jax.devices()), ("chains",))
+    more = [draws.extend(key, num_samples=20, mesh=mesh) for draws in (alone, eight)] + [
+        two.extend(key, num_samples=20)
+    ]
+    bits = [draws.samples["b"] for draws in more]
+    if all(b.shape == (8, 60, 2) and (b == bits[0]).all() for b in bits):
+        print("extended on", *(draws.state.position["b"].sharding.num_devices for draws in more))
     try:
         run(8, num_chains=3)
     except ValueError as error:

@@ -14,11 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinf.core._target import Target
-from probinf.samplers import _sample
+from probinf.samplers import _draw, _sample
 from probinf.samplers._hmc import hmc
 from tests._posteriors import skewed_log_density
 
-NUM_WARMUP, NUM_SAMPLES, CHUNK = 120, 200, 10
+NUM_WARMUP, MOST_SAMPLES, CHUNK = 120, 1000, 10
+
+
+class Enough:
+    """Fulfilled at the look at 200 draws, where the sum is 494; the one before is at 160, where it is 407."""
+
+    every = 20
+
+    def __call__(self, draws):
+        return np.abs(draws.samples["a"]).sum() > 450
 
 
 def run(folder):
@@ -28,11 +37,12 @@ def run(folder):
         jax.random.key(3),
         hmc(num_steps=4, dense=True),
         Target(skewed_log_density),
-        num_samples=NUM_SAMPLES,
+        num_samples=MOST_SAMPLES,
         num_warmup=NUM_WARMUP,
         num_chains=3,
         initial_position=start,
         checkpoint=folder,
+        stop=Enough(),
     )
 
 
@@ -47,13 +57,14 @@ def slowed(seconds):
     def slow(*args, **options):
         return run_steps(*args, **options, chunk_size=CHUNK, clock=clock)
 
-    _sample.run_steps = slow
+    _sample.run_steps = _draw.run_steps = slow
 
 
 def write(draws, out):
     """All arrays, in one file that is there once it is whole."""
     leaves = jax.tree.leaves((draws.samples, draws.info, draws.kernel, draws.state))
     arrays = {f"{i:03d}": np.asarray(leaf) for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+    arrays["reached"] = np.asarray(draws.attrs["stopped"]["reached"])
     temporary = Path(f"{out}.tmp.npz")
     np.savez(temporary, allow_pickle=False, status=draws.status, **arrays)
     temporary.rename(out)

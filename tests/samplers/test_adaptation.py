@@ -28,8 +28,7 @@ from probinf.samplers._adaptation import (
 from probinf.samplers._hmc import hmc
 from probinf.samplers._initial import init_chains
 from probinf.samplers._random_walk import random_walk
-from probinf.samplers._warmup import warmup
-from probinf.samplers._warmup_step import start_warmup, warmup_step
+from probinf.samplers._warmup import prepare_warmup, warmup
 
 
 def test_windows_are_those_of_stan() -> None:
@@ -124,8 +123,8 @@ class Gaussian(eqx.Module):
 
 def after_one_step(kernel: Any, target: Target, positions: Any) -> Any:
     chains = init_chains(jax.random.key(0), kernel, target, positions)
-    step = warmup_step(kernel, target, 1000, None, None)
-    return eqx.filter_jit(step)(jax.random.key(1), jnp.int32(0), start_warmup(kernel, chains))
+    step, state = prepare_warmup(kernel, target, chains, 1000, None, None)
+    return eqx.filter_jit(step)(jax.random.key(1), jnp.int32(0), state)
 
 
 @pytest.mark.parametrize("kind", ["constant", "nan", "huge", "tiny", "linear"])
@@ -139,7 +138,8 @@ def test_step_size_search_ends_finite_and_positive(kind: str, make: Any) -> None
         "linear": jnp.sum,
     }
     state, acceptance = after_one_step(make(), Target(densities[kind]), jnp.zeros((2, 3)))
-    step = np.exp(np.asarray([state.averaging.log_step, state.averaging.centre], np.float64))
+    averaging = state.learned.averaging
+    step = np.exp(np.asarray([averaging.log_step, averaging.centre], np.float64))
     assert np.all(np.isfinite(step) & (step > 0))
     assert 0 <= float(acceptance) <= 1
     if kind == "huge":
@@ -156,7 +156,7 @@ def test_a_failed_chain_is_left_out_of_what_is_pooled() -> None:
     assert np.asarray(is_fatal(state.chains.status)).tolist() == [False, False, True]
     assert float(acceptance) == float(expected)
     np.testing.assert_array_equal(state.chains.position[:2], without.chains.position)
-    assert float(state.averaging.log_step) == float(without.averaging.log_step)
+    assert float(state.learned.averaging.log_step) == float(without.learned.averaging.log_step)
     tuned = warmup(jax.random.key(0), hmc(0.1, 3), target, num_steps=300, num_chains=3, initial_position=positions,
                    throw=False)  # fmt: skip
     np.testing.assert_allclose(tuned.factor, 1.0, atol=0.3)

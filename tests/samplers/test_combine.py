@@ -1,6 +1,7 @@
-"""`cycle` and `mixture`: exact matrices, which are products and mixtures; shared states; jumps with steps between.
+"""`cycle`, `mixture`, `repeat`: exact matrices, which are products, mixtures, powers; shared states; jumps and steps.
 
-Planted bugs that must be caught: probabilities of a mixture that depend on the state; a cycle that forgets a kernel.
+Planted bugs that must be caught: probabilities of a mixture that depend on the state; a cycle that forgets a kernel;
+a repetition that goes on with the same random numbers.
 """
 
 from typing import Any
@@ -18,12 +19,13 @@ from probinf.core._status import Status
 from probinf.core._target import Target
 from probinf.samplers import _combine
 from probinf.samplers._birth_death import birth_death
-from probinf.samplers._combine import cycle, mixture
+from probinf.samplers._combine import Repeated, cycle, mixture, repeat
 from probinf.samplers._hmc import hmc
 from probinf.samplers._mhg import MHGState, mhg, relocate
 from probinf.samplers._model_space import Components
 from probinf.samplers._random_walk import random_walk
 from probinf.samplers._sample import sample
+from probinf.samplers._stan_tuner import TunableKernel
 from probinf.samplers._trans_dimensional import TransDimensional, active_random_walk
 from tests.samplers._trans_dimensional import Normal, balance_errors, run_chains, transition_matrix, z_scores
 
@@ -278,3 +280,111 @@ def test_what_is_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             mixture([kernel, kernel], bad)
     with pytest.raises(ValueError, match=r"`probabilities` has shape \(\), but there are 2 kernels"):
         mixture([kernel, kernel], 0.5)
+
+
+def test_a_repetition_is_the_power_invariant_and_reversible(x64: None) -> None:
+    one, two = finite_kernels()
+    found = matrix_of(repeat(one, 3))
+    np.testing.assert_allclose(found, np.linalg.matrix_power(matrix_of(one), 3), atol=1e-12)
+    assert max(balance_errors(found, WEIGHTS)) < 1e-12
+    both = matrix_of(one) @ matrix_of(two)
+    np.testing.assert_allclose(matrix_of(repeat(cycle(one, two), 2)), both @ both, atol=1e-12)
+    np.testing.assert_allclose(matrix_of(cycle(repeat(one, 1), two)), both, atol=1e-12)
+
+
+FLAT = Target(lambda x: 0.0 * jnp.sum(x))
+
+
+def variance_of_walks() -> float:
+    """Of 20,000 walks of 5 steps of variance 1 where everything is accepted."""
+    kernel = repeat(random_walk(1.0), 5)
+    state = kernel.init(jax.random.key(0), FLAT, jnp.zeros(1))
+
+    @jax.jit
+    def walk(keys: Any) -> Any:
+        return jax.vmap(lambda key: kernel.step(key, FLAT, state)[0].position[0])(keys)
+
+    return float(np.var(np.asarray(walk(jax.random.split(jax.random.key(1), 20_000)))))
+
+
+def test_every_step_of_a_repetition_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A variance of 20,000 normal numbers has a relative standard error of 1/100; 6 of them.
+    assert variance_of_walks() == pytest.approx(5, abs=0.3)
+    loop = _combine.loop
+    monkeypatch.setattr(_combine, "loop", lambda count, body, carry: loop(count, lambda i, c: body(0 * i, c), carry))
+    assert variance_of_walks() > 20
+
+
+@pytest.mark.no_key_reuse  # the steps one by one draw the same numbers
+def test_info_of_a_repetition_is_of_all_its_steps() -> None:
+    target = Target(lambda x: jnp.where(x[0] > 1.5, jnp.nan, -0.5 * jnp.sum(x**2)))
+    walk, traces = random_walk(1.5), []
+    start = walk.init(jax.random.key(0), target, jnp.ones(2))
+
+    @jax.jit
+    def run(key: Any, num_steps: Any) -> Any:
+        traces.append(num_steps)
+        return repeat(walk, num_steps).step(key, target, start)
+
+    step = jax.jit(lambda key, state: walk.step(key, target, state))
+    seen = set()
+    for seed, num_steps in ((0, 4), (1, 4), (2, 1), (3, 6)):
+        key, state, rates = jax.random.key(seed), start, []
+        for i in range(num_steps):
+            state, info = step(jax.random.fold_in(key, i), state)
+            rates.append(float(info.acceptance_rate))
+        found, told = run(key, jnp.int32(num_steps))
+        np.testing.assert_allclose(found.position, state.position, rtol=1e-6)
+        assert float(told.acceptance_rate) == pytest.approx(np.mean(rates), rel=1e-5)
+        assert float(told.log_density) == pytest.approx(-0.5 * float(jnp.sum(state.position**2)), rel=1e-5)
+        assert int(told.status) == int(found.status) == int(state.status)
+        assert bool(told.divergent) == (int(state.status) == int(Status.DIVERGENT))
+        seen.add(bool(told.divergent))
+    assert len(traces) == 1
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("num_steps", [0, -3])
+def test_no_steps_at_all_are_refused_when_static_and_flagged_when_traced(num_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"`num_steps` must be a scalar of at least 1, but is {num_steps}"):
+        repeat(random_walk(1.0), num_steps)
+
+    @jax.jit
+    def run(num_steps: Any) -> Any:
+        kernel = repeat(random_walk(1.0), num_steps)
+        return kernel.step(jax.random.key(1), FLAT, kernel.init(jax.random.key(0), FLAT, jnp.ones(2)))
+
+    state, info = run(jnp.int32(num_steps))
+    assert int(state.status) == int(info.status) == int(Status.DIVERGENT)
+    assert bool(info.divergent)
+    assert float(info.acceptance_rate) == 0
+    np.testing.assert_array_equal(state.position, 1)
+
+
+def test_a_repetition_is_as_tunable_as_its_kernel() -> None:
+    tunable = repeat(hmc(0.1, 4), 3)
+    assert isinstance(tunable, TunableKernel)
+    assert tunable.default_target_accept == 0.8
+    tuned = tunable.tuned(jnp.float32(0.5), jnp.ones(2))
+    assert float(tuned.step_size) == 0.5
+    np.testing.assert_array_equal(tuned.factor, 1)
+    assert int(tuned.num_steps) == 3
+    assert int(tuned.short().num_steps) == 1
+    assert not tuned.dense
+    fixed = repeat(cycle(hmc(0.1, 4), random_walk(1.0)), 3)
+    assert isinstance(fixed, Repeated)
+    assert not isinstance(fixed, TunableKernel)
+
+
+@pytest.mark.parametrize("bad", [1.5, True, "3"])
+def test_a_number_of_repetitions_is_an_integer(bad: Any) -> None:
+    with pytest.raises(TypeError, match=f"`num_steps` must be an integer, but is {bad!r}"):
+        repeat(random_walk(1.0), bad)
+
+
+def test_what_is_repeated_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the hook of the tests would answer first
+    with pytest.raises(TypeError, match="must be a kernel"):
+        repeat(3, 2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="must be a scalar"):
+        repeat(random_walk(1.0), jnp.array([1, 2]))

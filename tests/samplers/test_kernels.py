@@ -25,10 +25,16 @@ from probinf.core._kernel import point_log_density
 from probinf.core._status import Status, is_fatal
 from probinf.core._target import Target
 from probinf.samplers import _hmc, _mhg, _random_walk
+from probinf.samplers._adjusted_mclmc import adjusted_mclmc
+from probinf.samplers._barker import barker
+from probinf.samplers._combine import cycle, repeat
+from probinf.samplers._elliptical_slice import elliptical_slice
 from probinf.samplers._hmc import hmc
 from probinf.samplers._mhg import mhg, relocate
 from probinf.samplers._nuts import nuts
+from probinf.samplers._on_sites import on_sites
 from probinf.samplers._random_walk import random_walk
+from probinf.samplers._slice import slice_sampling
 
 NUM, STEPS = 30_000, 6
 BOUND = math.sqrt(math.log(2 / 1e-7) / (2 * NUM))
@@ -63,11 +69,21 @@ ALL_KERNELS = {
     "hmc_diagonal": lambda: hmc(0.3, 5, inverse_mass_matrix=jnp.array([1.0, 0.5, 2.0])),
     "hmc_dense": lambda: hmc(0.4, 4, inverse_mass_matrix=jnp.eye(3) + 0.3, check=True),
     "nuts": lambda: nuts(0.4, max_depth=4),
+    "barker": lambda: barker(0.9),
+    "barker_dense": lambda: barker(0.9, inverse_mass_matrix=jnp.eye(3) + 0.3, check=True),
+    "slice_sampling": lambda: slice_sampling(2.0),
+    "slice_sampling_bounds": lambda: slice_sampling(0.7, directions="coordinates", max_expansions=3, max_shrinks=2),
+    "elliptical_slice": lambda: elliptical_slice(jnp.array([0.2, 0.5, 0.3]), jnp.eye(3) + 0.3),
+    "adjusted_mclmc": lambda: adjusted_mclmc(1.2, 3),
+    "adjusted_mclmc_dense": lambda: adjusted_mclmc(1.0, 3, inverse_mass_matrix=jnp.eye(3) + 0.3, check=True),
+    "repeat": lambda: repeat(random_walk(0.9), 2),
+    "on_sites": lambda: cycle(on_sites(hmc(0.4, 4), ["a"]), on_sites(random_walk(0.9), ["b"])),
     "scaling": lambda: mhg(ScalarNormal(), Scaling(), check=True),
 }
 with_every_kernel = pytest.mark.parametrize("name", ALL_KERNELS)
 # Where the matrix of the kernel cannot matter: one kernel of each kind.
-KINDS = ("random_walk", "hmc", "nuts", "scaling")
+KINDS = ("random_walk", "hmc", "nuts", "scaling", "barker", "slice_sampling", "elliptical_slice", "adjusted_mclmc")
+OF_MANY = ("nuts", "slice_sampling", "elliptical_slice")  # whose rates count more than one candidate
 with_every_kind = pytest.mark.parametrize("name", KINDS)
 
 
@@ -252,7 +268,7 @@ def test_a_state_of_density_zero_accepts_any_possible_proposal(name: str, key: A
     assert all(float(s.position["a"]) <= 1.0 for s in inside)
     rates = {float(i.acceptance_rate) for _, i in results}
     assert max(rates) == 1
-    assert rates <= {0.0, 1.0} or name == "nuts"  # whose rate is a mean over the points of a trajectory
+    assert rates <= {0.0, 1.0} or name in OF_MANY
 
 
 @with_every_kind

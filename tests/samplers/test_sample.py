@@ -188,4 +188,4 @@ def test_draws_are_the_same_on_1_2_and_8_devices() -> None:
     # Without fused multiply-adds, which jaxlib 0.12 forms or not by the number of chains on a device.
     flags = "--xla_force_host_platform_device_count=8 --xla_cpu_max_isa=AVX"
     output, errors = finish_worker(start_worker(Path(__file__).with_name("_sample_mesh_worker.py"), flags=flags))
-    assert output.split() == ["same", "spread", "refused"], output + errors
+    assert output.split() == ["same", "spread", "extended", "on", "8", "8", "2", "refused"], output + errors

@@ -207,7 +207,8 @@ def test_arguments_that_are_no_kernel_or_target_or_traced() -> None:
 @pytest.mark.parametrize("name", ["log_prior", "log_likelihood"])
 @pytest.mark.parametrize("kernel", [hmc(), random_walk()], ids=["hmc", "random_walk"])
 def test_densities_that_are_no_scalars(name: str, kernel: Any) -> None:
-    target = Target(**({"log_likelihood": half_square} | {name: lambda x: -0.5 * x * x}))
+    densities: dict[str, Any] = {"log_likelihood": half_square} | {name: lambda x: -0.5 * x * x}
+    target = Target(**densities)
     with pytest.raises(ValueError, match=rf"`{name}` of the target returned an array of shape \(2,\)"):
         sample(jax.random.key(0), kernel, target, num_samples=3, initial_position=jnp.zeros((4, 2)))
 

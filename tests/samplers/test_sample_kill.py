@@ -1,6 +1,7 @@
 """`sample` killed or interrupted in a process of its own, then resumed in another: the draws of a run left alone.
 
-Where it is killed is drawn from a seed: after which write, and how many milliseconds later.
+Where it is killed is drawn from a seed: after which write, and how many milliseconds later. The runs have a stop rule,
+which ends all of them at the same draw.
 
 Planted bugs: one draw off by one unit in the last place (`test_a_changed_draw_is_caught`). That a run stores nothing
 or everything before it is stopped is excluded by assertions.
@@ -23,7 +24,7 @@ from tests._processes import finish_worker, start_worker
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
 WORKER = Path(__file__).with_name("_sample_worker.py")
-NUM_WARMUP, NUM_SAMPLES, CHUNK = 120, 200, 10
+NUM_WARMUP, NUM_SAMPLES, CHUNK = 120, 200, 10  # the rule ends the run at 200 draws, of at most 1000
 SECONDS = 0.01  # a reading of the clock; a chunk takes several
 
 
@@ -115,6 +116,7 @@ def runs(tmp_path_factory):
 
 def test_the_uninterrupted_run(runs):
     assert not runs.whole["status"].any()
+    assert runs.whole["reached"]
     assert runs.whole["000"].shape == (3, NUM_SAMPLES)
     assert runs.whole["001"].shape == (3, NUM_SAMPLES, 2)
     assert len(np.unique(runs.whole["000"])) > NUM_SAMPLES
@@ -148,6 +150,7 @@ def test_interrupted_among_the_warm_up(runs):
     left = runs.stopped["interrupted_in_warmup"]
     assert left.code == 0, left.errors
     np.testing.assert_array_equal(left.returned["status"], np.full(3, int(Status.INTERRUPTED), np.uint32))
+    assert not left.returned["reached"]
     assert left.returned["000"].shape == (3, 0)  # no draws from a kernel that is not tuned
     assert left.steps["draws"] == 0
 

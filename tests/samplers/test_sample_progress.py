@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probinf.core import Status, Target
-from probinf.samplers import _sample, hmc, sample
+from probinf.samplers import _draw, hmc, sample
 
 
 def start(key):
@@ -38,7 +38,7 @@ def test_divergences_are_shown(key, capsys):
 
 
 def test_a_count_that_stands_still_is_caught(key, capsys, monkeypatch):
-    monkeypatch.setattr(_sample, "_describe", lambda state, records: "2 divergences")
+    monkeypatch.setattr(_draw, "_describe", lambda state, records: "2 divergences")
     draws = run(key)
     with pytest.raises(AssertionError):
         assert_shown(capsys.readouterr().err, draws)
