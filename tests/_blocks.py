@@ -145,6 +145,13 @@ def _kernel(make: Callable[[Any], Any]) -> Callable[[], Block]:
 
 BLOCKS["samplers_random_walk"] = _kernel(lambda samplers: samplers.random_walk(scale=0.5))
 BLOCKS["samplers_hmc"] = _kernel(lambda samplers: samplers.hmc(step_size=0.1, num_steps=8))
+BLOCKS["samplers_nuts"] = _kernel(lambda samplers: samplers.nuts(0.1))
+BLOCKS["samplers_slice_sampling"] = _kernel(lambda samplers: samplers.slice_sampling())
+BLOCKS["samplers_elliptical_slice"] = _kernel(lambda samplers: samplers.elliptical_slice())
+BLOCKS["samplers_barker"] = _kernel(lambda samplers: samplers.barker())
+BLOCKS["samplers_adjusted_mclmc"] = _kernel(lambda samplers: samplers.adjusted_mclmc())
+BLOCKS["samplers_mclmc"] = _kernel(lambda samplers: samplers.mclmc())
+BLOCKS["samplers_chees_hmc"] = _kernel(lambda samplers: samplers.chees_hmc())
 
 
 def _chunk(warmup: bool) -> Callable[[], Block]:
@@ -155,7 +162,7 @@ def _chunk(warmup: bool) -> Callable[[], Block]:
         from probinf import samplers
         from probinf.core._chunk import run_chunk
         from probinf.samplers._sample_step import SampleState, SampleStep
-        from probinf.samplers._warmup_step import start_warmup, warmup_step
+        from probinf.samplers._warmup import prepare_warmup
 
         def run(key, positions):
             target = pb.Target(lambda x: -jnp.sum(jnp.cosh(x)))
@@ -163,7 +170,7 @@ def _chunk(warmup: bool) -> Callable[[], Block]:
             init_key, run_key = jax.random.split(key)
             chains = jax.vmap(lambda k, x: kernel.init(k, target, x))(jax.random.split(init_key, 4), positions)
             if warmup:
-                step, state = warmup_step(kernel, target, 100, None, None), start_warmup(kernel, chains)
+                step, state = prepare_warmup(kernel, target, chains, 100, None, None)
             else:
                 zeros = jnp.zeros(4, jnp.int32)
                 step, state = SampleStep(kernel, target, 1), SampleState(chains, zeros, zeros - 1)

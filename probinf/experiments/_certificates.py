@@ -12,9 +12,10 @@ from probinf.experiments._certificates_jumps import JUMPS
 from probinf.experiments._certificates_kernels import KERNELS
 from probinf.experiments._certificates_mcmc import MCMC
 from probinf.experiments._certificates_parts import PARTS
+from probinf.experiments._certificates_tempering import TEMPERING
 from probinf.validity import Report
 
-CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **MCMC, **JUMPS, **ALGORITHMS}
+CERTIFICATES: Mapping[str, Callable[[], Report]] = {**PARTS, **KERNELS, **MCMC, **TEMPERING, **JUMPS, **ALGORITHMS}
 
 
 def certify(name: str) -> Report:

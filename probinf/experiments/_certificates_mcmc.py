@@ -71,6 +71,7 @@ def _ellipse() -> Any:
 
 
 MCMC: Mapping[str, Callable[[], Report]] = {
+    **everywhere("chees_hmc", lambda: samplers.chees_hmc(0.5, 1.4)),
     **everywhere("barker", lambda: samplers.barker(0.8)),
     **everywhere("slice_sampling", lambda: samplers.slice_sampling(2.0), reversible=True),
     "slice_sampling, coordinates": checked(

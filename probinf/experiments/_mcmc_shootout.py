@@ -194,7 +194,7 @@ def _biased(key: jax.Array, config: Config, workspace: Workspace) -> list[dict[s
         found = _gaussian_call(jax.random.fold_in(key, number), kernel, config, BIASED.thin, BIAS_CONDITION)
         columns = targets.circulant(BIAS_CONDITION).standardised(found.value.samples)
         row = measure(columns, found, BIASED.thin)
-        stiffest = {"excess": row["variance"][-1] - 1, "error": row["variance_error"][-1]}
+        stiffest = {"excess": float(row["variance"][-1]) - 1, "error": float(row["variance_error"][-1])}
         rows.append({"energy_variance": wanted} | stiffest | row)
     return rows
 

@@ -138,4 +138,4 @@ def _waiting(found: Mapping[str, Any]) -> Claim:
 
 
 def _or(value: float | None, other: float = math.nan) -> float:
-    return other if value is None else value
+    return other if value is None else float(value)

@@ -22,6 +22,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
 LABELS = {"nuts": "probinf nuts", "chees_hmc": "probinf chees_hmc", "NumPyro": "NumPyro MCMC.run"}
 COLOURS = {"nuts": BLUE, "chees_hmc": TEAL, "NumPyro": ORANGE}
 DASHED: Mapping[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+DOTTED: Mapping[str, Any] = {**DASHED, "linestyle": (0, (1, 2))}
 SHOWN = ("random_walk", "mala", "nuts")
 SPAN = 3000.0  # evaluations that the traces show
 
@@ -62,7 +63,7 @@ def _costs(workspace: Workspace, metrics: Mapping[str, Any]) -> Figure:
             axes.tick_params(axis="x", which="minor", bottom=False)
         top, bottom = (_column(_of(metrics, kernel), "ess_per_1000")[-1] for kernel in ("nuts", "random_walk"))
         left.plot(x, 1.6 * top * (x / x[-1]) ** -0.5, label="condition$^{-1/2}$", **DASHED)
-        left.plot(x, 0.6 * bottom * x[-1] / x, label="condition$^{-1}$", **DASHED | {"linestyle": (0, (1, 2))})
+        left.plot(x, 0.6 * bottom * x[-1] / x, label="condition$^{-1}$", **DOTTED)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         caption = (
             "Smallest bulk ESS of the principal axes and their squares. Left, for the work done in the draws; right, "

@@ -120,11 +120,19 @@ KERNEL_BUGS = (
     ),
 )
 
+CHEES = "samplers._chees"
 BARKER, BRACKET, ELLIPSE = "samplers._barker", "samplers._bracket", "samplers._elliptical_slice"
 FLOW, ADJUSTED = "samplers._microcanonical", "samplers._adjusted_mclmc"
-GIBBS, SITES = "samplers._gibbs", "samplers._on_sites"
+GIBBS, SITES, LADDER = "samplers._gibbs", "samplers._on_sites", "samplers._parallel_tempering"
 
 MCMC_BUGS = (
+    PlantedBug(
+        "no trajectory where there is one",
+        CHEES,
+        "jnp.where(ratio > 0, usual, 0)",
+        "jnp.where(ratio > 0, 0, usual)",
+        "chees_hmc",
+    ),
     PlantedBug("signs against the gradient", BARKER, "jnp.where(kept, z, -z)", "jnp.where(kept, -z, z)", "barker"),
     PlantedBug(
         "density of the signs left out",
@@ -201,5 +209,33 @@ MCMC_BUGS = (
         "{**self.fixed, **part}",
         "{**jax.tree.map(jnp.zeros_like, self.fixed), **part}",
         "on_sites",
+    ),
+    PlantedBug(
+        "exchange ratio upside down",
+        LADDER,
+        "(betas[:-1] - betas[1:]) * difference",
+        "(betas[1:] - betas[:-1]) * difference",
+        "parallel tempering, finite",
+    ),
+    PlantedBug(
+        "every exchange is accepted",
+        LADDER,
+        "return choose(key, Accept(), log_ratio)",
+        "return choose(key, Accept(), jnp.where(log_ratio == -jnp.inf, log_ratio, 0))",
+        "parallel tempering",
+    ),
+    PlantedBug(
+        "what is cached stays behind",
+        LADDER,
+        "    return jax.tree.map(lambda a: a[source], points)",
+        "    return points._replace(position=jax.tree.map(lambda a: a[source], points.position))",
+        "parallel tempering",
+    ),
+    PlantedBug(
+        "the hot replica is cooled",
+        LADDER,
+        "target.at_temperature(beta), start)",
+        "target, start)",
+        "parallel tempering",
     ),
 )

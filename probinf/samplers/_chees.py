@@ -101,9 +101,8 @@ def chees_hmc(
 
     Leaves any target with a differentiable log density invariant, reversibly. Every transition has a random number of
     leapfrog steps, uniform on 1 .. ceil(trajectory_length / step_size). `sample` and `warmup` draw it once for all
-    chains, so that no chain waits for another, as they do with `nuts`; chains are then not independent of each other
-    in this number alone. Warm-up learns the length that makes squared distances from the mean change most, and does so
-    better with more chains: use at least 16.
+    chains, so that none waits for another; given these numbers the chains are independent. Warm-up learns the length
+    that makes squared distances from the mean change most, and does so better with more chains: use at least 16.
 
     A proposal whose energy error is NaN or over 1000 is rejected and flagged `DIVERGENT`.
 

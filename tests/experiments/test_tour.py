@@ -2,7 +2,8 @@
 
 Planted bugs: an observation noise that is 10 % too small in the particle filter, the full series in place of the one
 with missing years, a log evidence that is 0.8 too small, posterior draws shifted by half a standard deviation or 15 %
-too wide, a chain that is stuck or elsewhere, NaN. Each claim on random numbers has a false-alarm rate of 1e-6.
+too wide, a chain that is stuck or elsewhere, a stop rule that did not hold, NaN. Each claim on random numbers has a
+false-alarm rate of 1e-6.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from probinf.core import Draws
+from probinf.experiments import _tour_mcmc as stopping
 from probinf.experiments import _tour_nile as nile
 from probinf.experiments import _tour_regression as regression
 from probinf.experiments import find, load, run_experiment
@@ -182,6 +184,36 @@ class TestRegression:
         assert holds(divergences=1) == [True, True, False]
 
 
+class TestStopping:
+    @staticmethod
+    def measured(columns):
+        """The measurements of draws [16, n, 12]."""
+        samples = {"coefficients": columns[..., :-1], "variance": columns[..., -1]}
+        info = {"num_steps": np.full(columns.shape[:2], 7)}
+        draws = Draws(samples, info, np.zeros(16, np.uint32))
+        return plain(stopping.measure(draws, regression.solve(regression.problem())))
+
+    def test_claims_follow_the_draws(self):
+        columns = exact_draws(1000).reshape(16, 250, 12)
+        good = self.measured(columns)
+        metrics = {"stopped": {"reached": True}, "num_chains": 16, "compilations": 0, "first": good, "extended": good}
+
+        def holds(**changes):
+            return [claim.holds for claim in stopping.claims(metrics | changes)]
+
+        assert holds() == [True, True]
+        assert holds(stopped={"reached": False}) == [False, True]
+        assert holds(compilations=1) == [True, False]
+        assert holds(first=good | {"ess": 1999.0}) == [False, True]
+        assert holds(first=good | {"r_hat": None}) == [False, True]
+        exact = regression.solve(regression.problem())
+        shifted = self.measured(columns + 0.3 * exact.sd * (np.arange(12) == 5))
+        assert holds(first=shifted) == [False, True]
+        assert holds(extended=shifted) == [True, False]
+        dead = self.measured(np.where(np.arange(12) == 3, np.nan, columns))
+        assert holds(extended=dead) == [True, False]
+
+
 @pytest.mark.numpyro
 def test_a_small_tour_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(find("tour").load(), "SCALES", {"quick": SMALL})
@@ -189,9 +221,9 @@ def test_a_small_tour_from_end_to_end(tmp_path, monkeypatch):
     outcome = run_experiment("tour", out=tmp_path / "tour", say=said.append)
     broken = [claim.text for claim in outcome.claims if not claim.holds]
     assert not broken
-    assert len(outcome.claims) == 11
+    assert len(outcome.claims) == 13
     page = outcome.report.read_text()
-    assert page.count("<svg ") == 6
+    assert page.count("<svg ") == 7
     assert "s1" in page
     assert (tmp_path / "tour" / "draws" / "regression.nc").is_file()
     assert any("HMC" in text for text in said)

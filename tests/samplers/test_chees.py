@@ -1,7 +1,7 @@
 """`chees_hmc`: exact draws stay exact, its gradient is that of the criterion, and it learns the length of a Gaussian.
 
-False alarms of the Monte Carlo tests: at most 1e-6 each. Planted bugs that must be caught: a gradient with the
-velocity flipped or the mean of the start left out (`test_the_gradient_...`), numbers of steps from 0 or to n - 1
+False alarms of the Monte Carlo tests: at most 1e-6 each. Planted bugs that must be caught: a gradient without the start
+(`test_the_gradient_...`), a velocity flipped (`test_longer_trajectories_...`), numbers of steps from 0 or to n - 1
 (`test_shared_lengths_...`), a failed chain in a sum (`test_a_failed_chain_...`).
 """
 

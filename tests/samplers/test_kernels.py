@@ -27,6 +27,7 @@ from probinf.core._target import Target
 from probinf.samplers import _hmc, _mhg, _random_walk
 from probinf.samplers._adjusted_mclmc import adjusted_mclmc
 from probinf.samplers._barker import barker
+from probinf.samplers._chees import chees_hmc
 from probinf.samplers._combine import cycle, repeat
 from probinf.samplers._elliptical_slice import elliptical_slice
 from probinf.samplers._hmc import hmc
@@ -69,6 +70,7 @@ ALL_KERNELS = {
     "hmc_diagonal": lambda: hmc(0.3, 5, inverse_mass_matrix=jnp.array([1.0, 0.5, 2.0])),
     "hmc_dense": lambda: hmc(0.4, 4, inverse_mass_matrix=jnp.eye(3) + 0.3, check=True),
     "nuts": lambda: nuts(0.4, max_depth=4),
+    "chees_hmc": lambda: chees_hmc(0.4, 2.0),
     "barker": lambda: barker(0.9),
     "barker_dense": lambda: barker(0.9, inverse_mass_matrix=jnp.eye(3) + 0.3, check=True),
     "slice_sampling": lambda: slice_sampling(2.0),
@@ -82,7 +84,17 @@ ALL_KERNELS = {
 }
 with_every_kernel = pytest.mark.parametrize("name", ALL_KERNELS)
 # Where the matrix of the kernel cannot matter: one kernel of each kind.
-KINDS = ("random_walk", "hmc", "nuts", "scaling", "barker", "slice_sampling", "elliptical_slice", "adjusted_mclmc")
+KINDS = (
+    "random_walk",
+    "hmc",
+    "nuts",
+    "chees_hmc",
+    "scaling",
+    "barker",
+    "slice_sampling",
+    "elliptical_slice",
+    "adjusted_mclmc",
+)
 OF_MANY = ("nuts", "slice_sampling", "elliptical_slice")  # whose rates count more than one candidate
 with_every_kind = pytest.mark.parametrize("name", KINDS)
 

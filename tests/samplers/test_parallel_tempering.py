@@ -228,33 +228,6 @@ def test_evidence_is_exact_and_within_its_bounds(exact_run: Any) -> None:
     assert 0.6 < stated / spread < 1.6
 
 
-def test_evidence_of_impossible_and_invalid_draws() -> None:
-    logs = np.zeros((40, 3))
-    logs[::2, 1], logs[::4, 2] = -np.inf, np.nan
-    found = tempering_evidence(logs, [1.0, 0.5, 0.0])
-    assert found.log_evidence == pytest.approx(math.log(0.5) + math.log(0.75))
-    assert found.lower == -np.inf
-    dead = tempering_evidence(np.full((40, 3), -np.inf), [1.0, 0.5, 0.0])
-    assert dead.log_evidence == -np.inf
-    with pytest.raises(ValueError, match="at least 20"):
-        tempering_evidence(np.zeros((19, 3)), [1.0, 0.5, 0.0])
-    with pytest.raises(ValueError, match="shape"):
-        tempering_evidence(np.zeros((40, 3)), [1.0, 0.5])
-
-
-def test_round_trips_are_counted_by_hand() -> None:
-    # Machine 0: cold, middle, hot, middle, cold: one trip. Machine 2 goes hot, ..., cold, ..., hot: none.
-    place = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1], [0, 1, 2]])
-    machines = np.argsort(place, axis=-1)
-    assert round_trips(machines) == 1
-    assert round_trips(machines[:4]) == 0
-    # Twice in a row: two trips of machine 0, and machines 1 and 2 are cold, hot and cold again.
-    assert round_trips(np.concatenate([machines, machines])) == 4
-    assert round_trips(np.stack([machines, machines[::-1]])).shape == (2,)
-    with pytest.raises(ValueError, match="draws"):
-        round_trips(np.zeros(3))
-
-
 # --- kernels that have to walk ---
 
 NEAR, FAR, SD, SPREAD = -2.0, 3.0, 0.3, 5.0
@@ -311,34 +284,6 @@ def test_sample_runs_it_thinned_and_keeps_every_replica(key: Any) -> None:
 # --- temperatures ---
 
 
-def test_temperatures_of_equal_rates_stay() -> None:
-    betas = jnp.asarray(LADDER, jnp.float32)
-    # Where nothing is rejected they are equally good everywhere, and still are to be temperatures of their own.
-    found = jax.jit(jax.vmap(tuned_inverse_temperatures, (None, 0)))(betas, jnp.stack([jnp.full(5, 0.3), jnp.zeros(5)]))
-    np.testing.assert_allclose(found, jnp.stack([betas, betas]), atol=1e-6)
-
-
-def test_tuning_inverts_a_known_barrier(x64: None) -> None:
-    """Barrier 2 sqrt(beta), measured at many temperatures: its inverse is a parabola."""
-    betas = np.linspace(1, 0, 41) ** 1.5
-    rates = -np.diff(2 * np.sqrt(betas))
-    found = np.asarray(jax.jit(tuned_inverse_temperatures, static_argnums=2)(betas, rates, 9))
-    np.testing.assert_allclose(found, np.linspace(1, 0, 9) ** 2, atol=2e-4)
-    assert found[0] == 1
-    assert found[-1] == 0
-
-
-def test_tuned_temperatures_descend_whatever_the_rates() -> None:
-    rng = np.random.default_rng(0)
-    rates = rng.uniform(size=(50, 5)) ** 8
-    rates[np.arange(50), rng.integers(5, size=50)] = rng.choice([0.0, 1.0, np.nan], size=50)
-    tuned = jax.jit(jax.vmap(lambda r: tuned_inverse_temperatures(jnp.asarray(LADDER, jnp.float32), r, 12)))
-    found = np.asarray(tuned(jnp.asarray(rates, jnp.float32)))
-    assert np.all(np.diff(found) < 0)
-    assert np.all(found[:, 0] == 1)
-    assert np.all(found[:, -1] == 0)
-
-
 @pytest.mark.slow
 def test_tuning_evens_the_rates(exact_run: Any) -> None:
     _, infos, _ = exact_run
@@ -388,15 +333,6 @@ def test_sample_warms_it_up(key: Any) -> None:
     scales = np.asarray(tuned.kernel.step_size)
     assert np.all(scales[:-1] != 1)
     assert np.all(np.isfinite(scales))
-
-
-def test_arguments_of_tuning_are_checked() -> None:
-    with pytest.raises(ValueError, match="one rate for each pair"):
-        tuned_inverse_temperatures(jnp.ones(3), jnp.ones(3))
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        tuned_inverse_temperatures(jnp.array([1.0, 0.0]), jnp.array([1.5]))
-    with pytest.raises(ValueError, match="num_replicas"):
-        tuned_inverse_temperatures(jnp.array([1.0, 0.0]), jnp.array([0.5]), 1)
 
 
 # --- faults and forms ---
