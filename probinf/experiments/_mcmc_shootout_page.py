@@ -105,19 +105,12 @@ def _kernel_table(metrics: Mapping[str, Any]) -> Table:
         for row in metrics["rows"]
         if row["condition"] == hardest
     )
-    columns = (
-        "kernel",
-        "evaluations a step",
-        "acceptance",
-        "ESS",
-        "ESS / 1000 evaluations",
-        "seconds",
-        "ESS / second",
-        "variances (1)",
-    )
+    columns = ("kernel", "evaluations", "accepted", "ESS", "ESS / 1000", "seconds", "ESS / second", "variances (1)")
     caption = (
         f"Condition number {hardest:g}: {metrics['num_chains']} chains, {metrics['num_warmup']:,} steps of warm-up and "
-        f"{metrics['num_samples']:,} kept draws, in the defaults of every kernel. Times depend on the machine."
+        f"{metrics['num_samples']:,} kept draws, in the defaults of every kernel. Evaluations are those of a step, "
+        "ESS / 1000 is for so many of them, and the last column has the smallest and the largest variance along an "
+        "axis, which should be 1. Times depend on the machine."
     )
     return Table(caption, columns, rows)
 
@@ -141,10 +134,12 @@ def _bias(workspace: Workspace, metrics: Mapping[str, Any]) -> Figure:
         for axes in (left, right):
             axes.legend()
         caption = (
-            f"Condition number {metrics['bias_condition']:g}. Without rejections a larger step moves further and is "
-            "more wrong, and no number of draws tells: effective draws count precision, not truth."
+            f"Condition number {metrics['bias_condition']:g}, the stiffest axis. Without rejections a larger step is "
+            "more wrong, and more draws do not mend it: effective draws count precision, not truth."
         )
-        alt = "Left, the error of the variance grows with the energy error; right, so do effective draws."
+        alt = (
+            "Left, the error of the variance grows with the energy error; right, effective draws, level and then fewer."
+        )
         return workspace.figure("mcmc-bias", figure, caption=caption, alt=alt)
 
 
@@ -161,7 +156,8 @@ def schools_section(workspace: Workspace, metrics: Mapping[str, Any]) -> Section
                 axes.text(value, place, f" {value:,.0f}", va="center", color=INK)
             axes.set_yticks(range(len(here)), [LABELS[row["sampler"]] for row in here])
             axes.invert_yaxis()
-            axes.margins(x=0.15)
+            axes.margins(x=0.2)
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(visible=False, axis="y")
             axes.set(title=f"{num_chains} chains", xlabel="effective draws a second of a whole call")
         caption = (
@@ -206,7 +202,7 @@ def _time_table(metrics: Mapping[str, Any]) -> Table:
     )
     caption = (
         f"{metrics['num_draws']:,} steps of warm-up and as many draws a chain, medians of the later calls. The first "
-        "call makes 20 of each, and compiles."
+        "compiles, and ours makes 20 of each only."
     )
     return Table(caption, columns, rows)
 
@@ -230,6 +226,7 @@ def _means_table(metrics: Mapping[str, Any]) -> Table:
 def lockstep_section(workspace: Workspace, metrics: Mapping[str, Any]) -> Section:
     """What waiting costs, against the number of chains."""
     found = metrics["rows"]
+    top = 1.05 * max(_number(row["lockstep"]) for rows in found.values() for row in rows)
     with canvas(columns=len(found), height=3.0) as (figure, places):
         for axes, (name, rows) in zip(places, found.items(), strict=True):
             x = [row["num_chains"] for row in rows]
@@ -239,7 +236,7 @@ def lockstep_section(workspace: Workspace, metrics: Mapping[str, Any]) -> Sectio
                 ("independent", MUTED, "never waiting"),
             ):
                 axes.plot(x, _column(rows, kind), "o-", color=colour, markersize=3.5, linewidth=1.2, label=label)
-            axes.set(xscale="log", title=name, xlabel="chains", ylim=(0.9, None))
+            axes.set(xscale="log", title=name, xlabel="chains", ylim=(0.9, top))
             axes.set_xticks(x, [str(size) for size in x])
             axes.minorticks_off()
         places[0].set_ylabel("steps over the mean work")
@@ -255,8 +252,8 @@ def lockstep_section(workspace: Workspace, metrics: Mapping[str, Any]) -> Sectio
         "loop, all wait for the longest trajectory of each. Interleaved chains go on with their next trajectory as "
         "soon as an eighth of them is done, so that long and short ones cancel along the chain.",
         "Chains that are tuned together, as ours are, also make trajectories of more equal length than chains that "
-        "are tuned one by one, as NumPyro's are: its chains do wait in lockstep, and for chains of very different "
-        "step sizes interleaving alone does not make up.",
+        "are tuned one by one, as NumPyro's are. Those wait in lockstep; interleaving alone would not make up for step "
+        "sizes that differ.",
     )
     return Section("What waiting costs", text, (item,))
 

@@ -86,7 +86,7 @@ KERNEL_BUGS = (
     PlantedBug(
         "parts of the trajectory may turn",
         NUTS,
-        "jnp.any(ending & _turns(kept, z[:, None], sums))",
+        "jnp.any(ending & ((first <= 0) | (last <= 0)))",
         "jnp.zeros((), bool)",
         "nuts",
     ),

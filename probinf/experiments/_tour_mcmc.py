@@ -129,7 +129,7 @@ def _errors(
         axes.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="exact")
         axes.axvline(stopped_at, color=ORANGE, linewidth=1.2, label="stopped")
         axes.plot([], [], color=MUTED, linewidth=0.8, label="each chain")
-        axes.set(xlabel="draws a chain", ylabel="error / posterior sd", ylim=(-0.5, 0.5), xlim=(1, count[-1]))
+        axes.set(xlabel="draws a chain", ylabel="error / posterior sd", ylim=(-0.25, 0.25), xlim=(1, count[-1]))
         axes.set(title=f"The mean of {SHOWN} so far")
         axes.legend(ncols=4, loc="upper right")
         caption = "Errors of the running means, in posterior standard deviations; behind the line the run was extended."

@@ -111,8 +111,15 @@ class EllipticalSlice(eqx.Module):
         x, _ = ravel_pytree(state.position)
         return standard_normal(key_normal, x.shape, x.dtype), draw_bracket(key_bracket, 0, x.dtype)
 
-    def start(self, noise: tuple[Float[Array, " d"], BracketNoise], target: Target, state: MHGState) -> SliceTransition:
+    def start(
+        self,
+        noise: tuple[Float[Array, " d"], BracketNoise],
+        target: Target,
+        state: MHGState,
+        before: SliceTransition | None = None,
+    ) -> SliceTransition:
         """An ellipse, a level and the first bracket. It is done at once where the state is fatal."""
+        del before
         n, bracket = noise
         x, _ = ravel_pytree(state.position)
         check_dimension(self.root, x.size)

@@ -34,8 +34,11 @@ class SteppedKernel(Kernel, Protocol):
         """The random numbers of a transition; of the state only shapes and dtypes matter."""
         ...
 
-    def start(self, noise: Any, target: Target, state: Any) -> Any:
-        """The transition before its first step; it has a `done`, [] bool."""
+    def start(self, noise: Any, target: Target, state: Any, before: Any = None) -> Any:
+        """The transition before its first step; it has a `done`, [] bool.
+
+        What is not known yet may be left as it is in `before`, some earlier transition.
+        """
         ...
 
     def grow(self, target: Target, position: Any, transition: Any) -> Any:
@@ -95,9 +98,6 @@ def interleave(
     num_chains = states.status.shape[0]
     keys, least = chain_keys(key, num_chains), least_waiting(num_chains)
 
-    def begin(noise: PyTree, states: PyTree) -> Any:
-        return jax.vmap(kernel.start, (0, None, 0))(noise, target, states)
-
     def draw(states: PyTree, made: Int[Array, " chains"]) -> Any:
         return draw_all(keys, kernel, states, first + made)
 
@@ -115,14 +115,15 @@ def interleave(
         states = where_chains(due, ended, states)
         kept = keep(states, infos, loop.made, due, loop.kept)
         made = loop.made + due.astype(loop.made.dtype)
-        transitions = where_chains(due, begin(loop.noise, states), loop.transitions)
+        fresh = start_all(kernel, target, states, loop.noise, loop.transitions)
+        transitions = where_chains(due, fresh, loop.transitions)
         noise = where_chains(due, draw(states, made + 1), loop.noise)
         return states, _Loop(transitions, noise, made, kept)
 
     made = jnp.zeros(num_chains, jnp.int32)
     drawn = jax.vmap(draw, (None, 0))(states, jnp.stack([made, made + 1]))
     now, ahead = jax.tree.map(lambda each: each[0], drawn), jax.tree.map(lambda each: each[1], drawn)
-    start = (states, _Loop(begin(now, states), ahead, made, kept))
+    start = (states, _Loop(start_all(kernel, target, states, now), ahead, made, kept))
     states, loop = jax.lax.while_loop(lambda carry: jnp.any(carry[1].made < count), body, start)
     return states, loop.kept
 
@@ -150,8 +151,6 @@ def draw_all(
     return jax.vmap(kernel.draw)(plain_key(jax.vmap(jax.random.fold_in)(keys, numbers)), states)
 
 
-def start_all(
-    keys: Key[Array, " chains"], kernel: SteppedKernel, target: Target, states: PyTree, numbers: Int[Array, " chains"]
-) -> PyTree:
-    """Transitions of all chains, with the noise of `draw_all`."""
-    return jax.vmap(kernel.start, (0, None, 0))(draw_all(keys, kernel, states, numbers), target, states)
+def start_all(kernel: SteppedKernel, target: Target, states: PyTree, noise: PyTree, before: PyTree = None) -> PyTree:
+    """Transitions of all chains."""
+    return jax.vmap(kernel.start, (0, None, 0, 0))(noise, target, states, before)

@@ -16,7 +16,7 @@ from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._status import is_fatal
 from probinf.core._types import PRNGKey
 from probinf.samplers._initial import where_chains
-from probinf.samplers._interleaved import chain_keys, least_waiting, start_all
+from probinf.samplers._interleaved import chain_keys, draw_all, least_waiting, start_all
 from probinf.samplers._warmup_step import WarmupStep
 
 
@@ -45,8 +45,7 @@ class InterleavedWarmup(WarmupStep):
     def begin(self, chains: PyTree) -> Any:
         """The state before the first step; its transitions are none yet."""
         learned, made = self.tuner.begin(chains.position), jnp.zeros(chains.status.shape, jnp.int32)
-        like = (chain_keys(jax.random.key(0), made.shape[0]), self._stepped(learned), self.target, chains, made)
-        shapes = eqx.filter_eval_shape(start_all, *like)
+        shapes = eqx.filter_eval_shape(self._first, chains, learned)
         none = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return InterleavedState(chains, learned, none, made, jnp.zeros((), jnp.int32))
 
@@ -63,26 +62,28 @@ class InterleavedWarmup(WarmupStep):
         key = fast_key(jax.random.fold_in(key, 0))  # made once, since neither loop nor block may use up the run's key
         keys = chain_keys(key, state.made.shape[0])
 
-        def body(carry: tuple[Array, InterleavedState]) -> tuple[Array, InterleavedState]:
-            index, state = carry
+        def body(carry: tuple[Array, InterleavedState, PyTree]) -> tuple[Array, InterleavedState, PyTree]:
+            index, state, noise = carry
             # Before the first step nothing is done, and the tuner is due.
             flush = (jnp.sum(state.transitions.done) >= least) | state.learned.due
-            index, state = jax.lax.cond(
-                flush, lambda i, s: self._flush(key, keys, i, s), lambda i, s: (i, s), index, state
+            index, state, noise = jax.lax.cond(
+                flush, lambda *now: self._flush(key, keys, *now), lambda *now: now, index, state, noise
             )
             grow = self._stepped(state.learned).grow
             grown = jax.vmap(grow, (None, 0, 0))(self.target, state.chains.position, state.transitions)
-            return index, state._replace(transitions=grown)
+            return index, state._replace(transitions=grown), noise
 
-        def unfinished(carry: tuple[Array, InterleavedState]) -> Array:
-            index, state = carry
+        def unfinished(carry: tuple[Array, InterleavedState, PyTree]) -> Array:
+            index, state, _ = carry
             return (index < start + count) & jnp.any(~is_fatal(state.chains.status))
 
-        return jax.lax.while_loop(unfinished, body, (start, state))[1], buffers
+        # Of the next transitions, drawn ahead (see `interleave`).
+        noise = draw_all(keys, self._stepped(state.learned), state.chains, state.made + 1)
+        return jax.lax.while_loop(unfinished, body, (start, state, noise))[1], buffers
 
     def _flush(
-        self, key: PRNGKey, keys: Key[Array, " chains"], index: Int[Array, ""], state: InterleavedState
-    ) -> tuple[Int[Array, ""], InterleavedState]:
+        self, key: PRNGKey, keys: Key[Array, " chains"], index: Int[Array, ""], state: InterleavedState, noise: PyTree
+    ) -> tuple[Int[Array, ""], InterleavedState, PyTree]:
         """Finishes what is done, learns from it, and begins again: with a new kernel all chains."""
         done, kernel = state.transitions.done, self._stepped(state.learned)
         ended, infos = jax.vmap(kernel.finish, (None, 0, 0))(self.target, state.chains, state.transitions)
@@ -101,10 +102,17 @@ class InterleavedWarmup(WarmupStep):
         )
         begun = done | due
         made = state.made + begun.astype(jnp.int32)
-        fresh = start_all(keys, self._stepped(learned), self.target, chains, made)
+        kernel = self._stepped(learned)
+        fresh = start_all(kernel, self.target, chains, noise, state.transitions)
         transitions = where_chains(begun, fresh, state.transitions)
-        counted = jnp.where(over, 0, counted)
-        return index + over.astype(index.dtype), InterleavedState(chains, learned, transitions, made, counted)
+        noise = where_chains(begun, draw_all(keys, kernel, chains, made + 1), noise)
+        state = InterleavedState(chains, learned, transitions, made, jnp.where(over, 0, counted))
+        return index + over.astype(index.dtype), state, noise
+
+    def _first(self, chains: PyTree, learned: Any) -> PyTree:
+        kernel, keys = self._stepped(learned), chain_keys(jax.random.key(0), chains.status.shape[0])
+        noise = draw_all(keys, kernel, chains, jnp.zeros(chains.status.shape, jnp.int32))
+        return start_all(kernel, self.target, chains, noise)
 
     def _stepped(self, learned: Any) -> Any:
         return self.tuner.kernel(learned)

@@ -79,6 +79,21 @@ class End(NamedTuple):
     pull: Array
 
 
+class Kept(NamedTuple):
+    """Points of a half at which subtrajectories begin, a row each; in rows that are not in use anything may stand.
+
+    Attributes:
+        z: [rows, d] momenta.
+        momentum: [rows, d] sums of momenta up to there.
+        square, product: [rows] of each row z'z, and z with `momentum`.
+    """
+
+    z: Array
+    momentum: Array
+    square: Array
+    product: Array
+
+
 class Trajectory(NamedTuple):
     """A trajectory that is being built.
 
@@ -96,7 +111,7 @@ class Trajectory(NamedTuple):
         head_chosen, head_log_weight, head_momentum: as above, of that half.
         head_steps: [] int32, how many points it has.
         forward: [] bool, its direction.
-        kept, kept_momentum: [d, rows] momenta at its points where subtrajectories begin, and sums up to there.
+        kept: of its points where subtrajectories begin.
         acceptance: [] sum of acceptance probabilities.
         num_steps: [] int32.
         bits: [] uint32, of this transition.
@@ -119,8 +134,7 @@ class Trajectory(NamedTuple):
     head_momentum: Array
     head_steps: Array
     forward: Array
-    kept: Array
-    kept_momentum: Array
+    kept: Kept
     acceptance: Array
     num_steps: Array
     bits: Array
@@ -172,7 +186,7 @@ class NUTS(eqx.Module):
         x, _ = ravel_pytree(state.position)
         return Noise(standard_normal(key_z, x.shape, x.dtype), jax.random.bits(key_tree, (2,), jnp.uint32))
 
-    def start(self, noise: Noise, target: Target, state: MHGState) -> Trajectory:
+    def start(self, noise: Noise, target: Target, state: MHGState, before: Trajectory | None = None) -> Trajectory:
         """A trajectory of one point. It is done at once where the state is fatal."""
         point = flattened(state.point)
         x = point.position
@@ -183,7 +197,6 @@ class NUTS(eqx.Module):
         end, none = End(x, z, pull), jnp.zeros((), jnp.int32)
         energy = _energy(target, point, z)
         zero = jnp.zeros_like(energy)
-        kept = jnp.zeros((x.size, max(1, self.max_depth - 1)), x.dtype)
         return Trajectory(
             key=noise.words,
             words=_words(noise.words, none),
@@ -201,8 +214,7 @@ class NUTS(eqx.Module):
             head_momentum=jnp.zeros_like(z),
             head_steps=none,
             forward=jnp.zeros((), bool),
-            kept=kept,
-            kept_momentum=kept,
+            kept=_blank(x, self.max_depth) if before is None else before.kept,
             acceptance=zero,
             num_steps=none,
             bits=flag(Status.NAN_LOG_WEIGHT, jnp.isnan(energy) & (self.step_size > 0)),
@@ -240,7 +252,7 @@ class NUTS(eqx.Module):
         head_momentum = tree.head_momentum + z
 
         index = tree.head_steps
-        kept, kept_momentum, turned = _check_subtrajectories(tree, index, z, head_momentum)
+        kept, turned = _check_subtrajectories(tree.kept, index, z, head_momentum)
         whole = index + 1 == 1 << tree.depth
         stopped = turned | divergent | infinite
         merged = whole & ~stopped & live
@@ -271,7 +283,6 @@ class NUTS(eqx.Module):
             head_steps=jnp.where(merged, 0, index + 1),
             forward=forward,
             kept=kept,
-            kept_momentum=kept_momentum,
             acceptance=tree.acceptance + acceptance,
             num_steps=tree.num_steps + live.astype(jnp.int32),
             bits=tree.bits | bits,
@@ -297,7 +308,7 @@ class NUTS(eqx.Module):
 
 def _energy(target: Target, point: Point, z: Float[Array, " d"]) -> Float[Array, ""]:
     log_density = point_log_density(target, point)
-    return 0.5 * jnp.sum(z * z).astype(log_density.dtype) - log_density
+    return 0.5 * _dot(z, z).astype(log_density.dtype) - log_density
 
 
 def _words(key: UInt32[Array, " words"], step: Int[Array, ""]) -> UInt32[Array, " 2"]:
@@ -315,33 +326,50 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _turns(
-    first: Float[Array, "d *n"], last: Float[Array, "d ..."], momentum: Float[Array, "d *n"]
-) -> Bool[Array, "*n"]:
-    """Whether trajectories turn, from their ends and sums of momenta; coordinates come first (see `times`)."""
+def _dot(a: Float[Array, "*n d"], b: Float[Array, " d"]) -> Float[Array, "*n"]:
+    # XLA's CPU compiler vectorises products of matrices, and not sums of products.
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _turns(first: Float[Array, " d"], last: Float[Array, " d"], momentum: Float[Array, " d"]) -> Bool[Array, ""]:
+    """Whether a trajectory turns, from its ends and its sum of momenta."""
     inner = momentum - 0.5 * (first + last)
-    return (jnp.sum(first * inner, axis=0) <= 0) | (jnp.sum(last * inner, axis=0) <= 0)
+    return (_dot(first, inner) <= 0) | (_dot(last, inner) <= 0)
+
+
+def _blank(x: Float[Array, " d"], max_depth: int) -> Kept:
+    rows = max(1, max_depth - 1)
+    points, sums = jnp.zeros((rows, x.size), x.dtype), jnp.zeros(rows, x.dtype)
+    return Kept(points, points, sums, sums)
 
 
 def _check_subtrajectories(
-    tree: Trajectory, index: Int[Array, ""], z: Float[Array, " d"], momentum: Float[Array, " d"]
-) -> tuple[Array, Array, Bool[Array, ""]]:
-    """What is kept after a point of the half, and whether a subtrajectory that ends there turns.
+    kept: Kept, index: Int[Array, ""], z: Float[Array, " d"], momentum: Float[Array, " d"]
+) -> tuple[Kept, Bool[Array, ""]]:
+    """What is kept after a point of the half, and whether a subtrajectory that ends there turns (as `_turns`).
 
-    In a half the dyadic subtrajectories that begin at an even point n are kept in the column of the number of ones in
-    n, where none is overwritten that is still to end.
+    In a half the dyadic subtrajectories that begin at an even point n are kept in the row of the number of ones in n,
+    where none is overwritten that is still to end.
     """
-    columns = jnp.arange(tree.kept.shape[1], dtype=index.dtype)
-    column = jax.lax.population_count(index >> 1)
+    rows = jnp.arange(kept.square.shape[0], dtype=index.dtype)
+    row = jax.lax.population_count(index >> 1)
     even = index % 2 == 0
-    here = ((columns == column) & even)[None, :]
-    kept = jnp.where(here, z[:, None], tree.kept)
-    kept_momentum = jnp.where(here, momentum[:, None], tree.kept_momentum)
-    # An odd point with k trailing ones ends k subtrajectories, which began in the last k columns.
+    here = (rows == row) & even
+    square, product = _dot(z, z), _dot(z, momentum)
+    kept = Kept(
+        jnp.where(here[:, None], z[None], kept.z),
+        jnp.where(here[:, None], momentum[None], kept.momentum),
+        jnp.where(here, square, kept.square),
+        jnp.where(here, product, kept.product),
+    )
+    # An odd point with k trailing ones ends k subtrajectories, which began in the last k rows.
     ones = jax.lax.population_count(index & ~(index + 1))
-    ending = (columns <= column) & (columns > column - ones) & ~even
-    sums = momentum[:, None] - kept_momentum + kept
-    return kept, kept_momentum, jnp.any(ending & _turns(kept, z[:, None], sums))
+    ending = (rows <= row) & (rows > row - ones) & ~even
+    # The sum of momenta of each is that up to here, less that before its first point; multiplied out.
+    between = _dot(kept.z, z)
+    first = _dot(kept.z, momentum) - kept.product + 0.5 * (kept.square - between)
+    last = product - _dot(kept.momentum, z) + 0.5 * (between - square)
+    return kept, jnp.any(ending & ((first <= 0) | (last <= 0)))
 
 
 def nuts(

@@ -95,8 +95,15 @@ class SliceSampling(eqx.Module):
         x, _ = ravel_pytree(state.position)
         return self._direction(key_direction, x), draw_bracket(key_bracket, self.max_expansions, x.dtype)
 
-    def start(self, noise: tuple[Float[Array, " d"], BracketNoise], target: Target, state: MHGState) -> SliceTransition:
+    def start(
+        self,
+        noise: tuple[Float[Array, " d"], BracketNoise],
+        target: Target,
+        state: MHGState,
+        before: SliceTransition | None = None,
+    ) -> SliceTransition:
         """A level and the first bracket. It is done at once where the state is fatal."""
+        del before
         direction, bracket = noise
         x, _ = ravel_pytree(state.position)
         check_dimension(self.factor, x.size)
