@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from probinf.core._fast_key import fast_key, plain_key
+from probinf.core._layout import shapes_of
 from probinf.core._types import PRNGKey
 
 # The buffer is filled with zeros once a call and copied to the host once a call: large enough that short steps
@@ -86,11 +87,11 @@ def _same_layout(before: PyTree, after: PyTree) -> PyTree:
 
 def record_shapes(step: Any, key: PRNGKey, state: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and dtypes of one record; traces `step` and runs nothing."""
+    return shapes_of(_record, step, key, state)
 
-    def one(step: Any, key: PRNGKey, state: PyTree) -> PyTree:
-        return _apply(step, _fast(key), jnp.zeros((), jnp.int32), state)[1]
 
-    return eqx.filter_eval_shape(one, step, key, state)
+def _record(step: Any, key: PRNGKey, state: PyTree) -> PyTree:
+    return _apply(step, _fast(key), jnp.zeros((), jnp.int32), state)[1]
 
 
 def _fast(key: PRNGKey) -> PRNGKey:

@@ -8,7 +8,7 @@ the `Control`s, of which Ctrl-C is one, whether the run goes on.
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from probinf.core._chunk import (
 )
 from probinf.core._control import MAX_STEPS, Control, Ending, Present, interrupts
 from probinf.core._fingerprint import fingerprint_of
+from probinf.core._layout import layout_of
 from probinf.core._progress import Report, progress_display
 from probinf.core._storage import RunStore, Snapshot, StorageWarning, identity_of, open_store
 from probinf.core._types import PRNGKey
@@ -36,6 +37,7 @@ from probinf.core._types import PRNGKey
 SECONDS_PER_CALL = 0.5
 SECONDS_PER_BLOCK = 2.0  # of a step that makes a block at once: chains wait for each other at its end
 SECONDS_BETWEEN_WRITES = 5.0
+MOST_PACES = 256
 WRITE_SHARE = 0.02  # of the time, at most, for checkpoints of large states
 
 
@@ -141,7 +143,8 @@ def run_steps(
         report = stack.enter_context(progress_display(name, at.done, num_steps, clock)) if progress else None
         whole = isinstance(step, BlockStep)
         capacity = buffer_capacity(shapes) if collect or whole else MAX_STEPS
-        pacer = _Pacer(capacity, chunk_size, SECONDS_PER_BLOCK if whole else SECONDS_PER_CALL, clock)
+        program = layout_of(step, state, collect, reducer) if clock is time.monotonic else None
+        pacer = _Pacer(capacity, chunk_size, SECONDS_PER_BLOCK if whole else SECONDS_PER_CALL, clock, program)
         try:
             while not (ending := _ending(everyone, name, at, num_steps, records)) and at.done < num_steps:
                 count = pacer.begin(at.done, min(num_steps, *(control.border(at.done) for control in everyone)))
@@ -224,16 +227,28 @@ def _ending(controls: Sequence[Control], name: str, at: Snapshot, num_steps: int
     return next((answer for answer in answers if answer is not None), None)
 
 
+_PACES: dict[Hashable, int] = {}  # steps of a call, by program; the oldest first
+
+
 class _Pacer:
     """Chooses how many steps the next call takes: so many seconds' worth, never across a write.
 
     The first two calls are one step each: the first may compile, the second measures. After that each call takes at
-    most eight times as many steps as the one before.
+    most eight times as many steps as the one before. A program that this process has run before goes on at the pace
+    that it had.
     """
 
-    def __init__(self, capacity: int, chunk_size: int | None, seconds: float, clock: Callable[[], float]):
+    def __init__(
+        self,
+        capacity: int,
+        chunk_size: int | None,
+        seconds: float,
+        clock: Callable[[], float],
+        program: Hashable | None = None,
+    ):
         self._capacity, self._chunk_size, self._seconds, self._clock = capacity, chunk_size, seconds, clock
-        self._wanted, self._count, self._begun, self._first = 1, 1, 0.0, True
+        self._program, self._count, self._begun = program, 1, 0.0
+        self._wanted, self._first = _PACES.get(program, 1), program not in _PACES
 
     def begin(self, index: int, end: int) -> int:
         border = end if self._chunk_size is None else index - index % self._chunk_size + self._chunk_size
@@ -246,6 +261,11 @@ class _Pacer:
         most = 1 if self._first else 8 * max(self._count, min(self._wanted, self._capacity))
         fits = most if seconds <= 0 else int(self._count * self._seconds / seconds)
         self._wanted, self._first = max(1, min(most, fits)), False
+        if self._program is not None:
+            _PACES.pop(self._program, None)
+            _PACES[self._program] = self._wanted
+            if len(_PACES) > MOST_PACES:
+                del _PACES[next(iter(_PACES))]
 
 
 class _Saver:

@@ -9,6 +9,7 @@ Hoffman, Gelman (2014); Hoffman, Radul, Sountsov (2021); Robnik et al. (2023); L
 (2003, 2011); Phan, Pradhan, Jankowiak (2019).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -106,10 +107,11 @@ def run(config: Config, workspace: Workspace) -> dict[str, Part]:
 def conditioning(key: jax.Array, config: Config, workspace: Workspace) -> Part:
     """All kernels on Gaussians of growing condition number."""
     rows, traces, waiting = [], {}, []
+    workspace.say("Gaussians: compiling all kernels")
+    _compile(jax.random.fold_in(key, len(KERNELS) + 1), config)
     for number, entry in enumerate(KERNELS):
         run_key = jax.random.fold_in(key, number)
         workspace.say(f"Gaussians: {config.num_chains} chains of {entry.name}")
-        _gaussian_call(run_key, entry.make(), config, entry.thin, config.conditions[0], short=True)
         for place, condition in enumerate(config.conditions):
             call_key = jax.random.fold_in(run_key, place)
             found = _gaussian_call(call_key, entry.make(), config, entry.thin, condition)
@@ -132,28 +134,44 @@ def conditioning(key: jax.Array, config: Config, workspace: Workspace) -> Part:
     return Part(metrics, page.conditioning_section(workspace, metrics, traces))
 
 
-def _gaussian_call(
-    key: jax.Array, kernel: Any, config: Config, thin: int, condition: float, *, short: bool = False
-) -> Timed:
-    """A run that starts from exact draws, so that chains are as good as independent replicates from the first draw."""
+def _compile(key: jax.Array, config: Config) -> None:
+    """Short runs of all kernels, two at a time, which fills two cores; nothing is timed meanwhile."""
+    entries = (*KERNELS, BIASED)
+    short = dataclasses.replace(config, num_warmup=SHORT, num_samples=SHORT)
+    for first in range(0, len(entries), 2):
+        with contextlib.ExitStack() as stack:
+            runs = [
+                stack.enter_context(
+                    samplers.start_sampling(
+                        **_gaussian_run(jax.random.fold_in(key, i), entry.make(), short, entry.thin, BIAS_CONDITION)
+                    )
+                )
+                for i, entry in enumerate(entries[first : first + 2], first)
+            ]
+            for run in runs:
+                whole(run.result())
+
+
+def _gaussian_run(key: jax.Array, kernel: Any, config: Config, thin: int, condition: float) -> dict[str, Any]:
+    """The arguments of a run that starts from exact draws: its chains are independent replicates from the first one."""
     axes = targets.circulant(condition)
     start_key, run_key = jax.random.split(key)
-    start, target = axes.draw(start_key, config.num_chains), targets.gaussian(axes)
-    return timed(
-        lambda: whole(
-            samplers.sample(
-                run_key,
-                kernel,
-                target,
-                num_samples=SHORT if short else config.num_samples,
-                num_warmup=SHORT if short else config.num_warmup,
-                num_chains=config.num_chains,
-                initial_position=start,
-                thin=thin,
-                throw=False,
-            )
-        )
-    )
+    return {
+        "key": run_key,
+        "kernel": kernel,
+        "target": targets.gaussian(axes),
+        "num_samples": config.num_samples,
+        "num_warmup": config.num_warmup,
+        "num_chains": config.num_chains,
+        "initial_position": axes.draw(start_key, config.num_chains),
+        "thin": thin,
+        "throw": False,
+    }
+
+
+def _gaussian_call(key: jax.Array, kernel: Any, config: Config, thin: int, condition: float) -> Timed:
+    options = _gaussian_run(key, kernel, config, thin, condition)
+    return timed(lambda: whole(samplers.sample(**options)))
 
 
 def measure(columns: np.ndarray, found: Timed, thin: int) -> dict[str, Any]:
@@ -187,8 +205,6 @@ def _biased(key: jax.Array, config: Config, workspace: Workspace) -> list[dict[s
     """`mclmc` at several energy errors: the smallest variance, which is the most wrong, and what it costs."""
     workspace.say(f"Gaussians: {config.num_chains} chains of {BIASED.name}, which is biased")
     rows = []
-    short_key, key = jax.random.split(key)
-    _gaussian_call(short_key, BIASED.make(), config, BIASED.thin, BIAS_CONDITION, short=True)
     for number, wanted in enumerate(ENERGY_VARIANCES):
         kernel = samplers.mclmc(energy_variance=wanted)
         found = _gaussian_call(jax.random.fold_in(key, number), kernel, config, BIASED.thin, BIAS_CONDITION)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 from probinf.core import is_concrete
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Kernel
+from probinf.core._layout import shapes_of
 from probinf.core._status import is_fatal
 from probinf.core._support import IntegerInterval, support_at
 from probinf.core._target import Target
@@ -38,7 +39,7 @@ def initial_states(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int
         ValueError: wrong shapes, or none given and the target has no `sample_prior`.
         TypeError: coordinates cannot be drawn since they are not floating-point and have no known support.
     """
-    shapes = None if target.sample_prior is None else eqx.filter_eval_shape(target.sample_prior, jax.random.key(0))
+    shapes = None if target.sample_prior is None else shapes_of(target.sample_prior, jax.random.key(0))
     if initial_position is not None:
         positions = jax.tree.map(jnp.asarray, initial_position)
         _check_shapes(positions, shapes, num_chains)

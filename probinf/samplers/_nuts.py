@@ -208,13 +208,14 @@ class NUTS(eqx.Module):
             log_weight=jnp.where(jnp.isfinite(energy), zero, -jnp.inf),  # NaN counts as density zero
             momentum=z,
             depth=none,
-            head=end,
-            head_chosen=point,
+            # What follows is set by the first step of a half: a selection less for each where chains are interleaved.
+            head=end if before is None else before.head,
+            head_chosen=point if before is None else before.head_chosen,
+            forward=jnp.zeros((), bool) if before is None else before.forward,
+            kept=_blank(x, self.max_depth) if before is None else before.kept,
             head_log_weight=jnp.full_like(zero, -jnp.inf),
             head_momentum=jnp.zeros_like(z),
             head_steps=none,
-            forward=jnp.zeros((), bool),
-            kept=_blank(x, self.max_depth) if before is None else before.kept,
             acceptance=zero,
             num_steps=none,
             bits=flag(Status.NAN_LOG_WEIGHT, jnp.isnan(energy) & (self.step_size > 0)),

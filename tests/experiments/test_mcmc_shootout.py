@@ -151,7 +151,7 @@ class TestMeasure:
         assert getattr(jax.config, "jax_persistent_cache_min_compile_time_secs") < 1e9  # noqa: B009
 
 
-def perfect_gaussian(key, kernel, config, thin, condition, *, short=False):
+def perfect_gaussian(key, kernel, config, thin, condition):
     """Independent draws, but for `mclmc`, whose smallest variance is too small; a random walk pays 200 steps a draw."""
     axes = targets.circulant(condition)
     size = (config.num_chains, config.num_samples)
@@ -191,6 +191,7 @@ def metrics(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shootout") / "out"
     with pytest.MonkeyPatch.context() as patch, jax.debug_key_reuse(False):
         patch.setattr(find("mcmc-shootout").load(), "SCALES", {"quick": PERFECT})
+        patch.setattr(shootout, "_compile", lambda key, config: None)
         patch.setattr(shootout, "_gaussian_call", perfect_gaussian)
         patch.setattr(
             shootout,
