@@ -89,6 +89,12 @@ def is_fatal(status: Any) -> Any:
     """Whether a status, uint32 of any shape, holds a fatal bit, elementwise; works under `jit` and on NumPy arrays.
 
     All weights zero is fatal only together with a NaN: without one, evidence zero is a legitimate answer.
+
+    Args:
+        status: uint32 of any shape, of JAX or NumPy.
+
+    Returns:
+        Bool of the same shape, of the same library.
     """
     both = int(Status.ALL_WEIGHTS_ZERO | Status.NAN_LOG_WEIGHT)
     return ((status & np.uint32(int(FATAL))) != 0) | ((status & np.uint32(both)) == both)

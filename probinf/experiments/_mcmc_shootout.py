@@ -6,7 +6,7 @@ posterior means against quadrature, and effective draws for a second of a whole 
 (c) What chains would lose by waiting for the longest trajectory at every draw, and what interleaved ones lose.
 
 Hoffman, Gelman (2014); Hoffman, Radul, Sountsov (2021); Robnik et al. (2023); Livingstone, Zanella (2022); Neal
-(2003, 2011); Phan, Pradhan, Jankowiak (2019).
+(2003, 2011); Phan, Pradhan, Jankowiak (2019); Dance, Glaser, Orbanz, Adams (2025).
 """
 
 import contextlib

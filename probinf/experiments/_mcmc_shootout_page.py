@@ -38,7 +38,7 @@ def conditioning_section(
         "defaults. A gradient counts as one evaluation, like a density where there are no gradients, and costs 2 to 4 "
         "times as much.",
         "Chains start from exact draws and are tuned together. Every chain's means and variances then count as one "
-        "independent replicate.",
+        "independent replicate. (Those of `chees_hmc` share the number of steps of every draw, whatever it is.)",
     )
     figures = (_costs(workspace, metrics), _traces(workspace, metrics, traces), _bias(workspace, metrics))
     return Section("Badly scaled targets", text, (*figures[:2], _kernel_table(metrics), figures[2]))

@@ -41,11 +41,11 @@ class SteppedKernel(Kernel, Protocol):
         """
         ...
 
-    def grow(self, target: Target, position: Any, transition: Any) -> Any:
+    def grow(self, target: Target, position: Any, transition: Any, /) -> Any:
         """One step. `position` is any one of the shape of the state's."""
         ...
 
-    def finish(self, target: Target, state: Any, transition: Any) -> tuple[Any, Any]:
+    def finish(self, target: Target, state: Any, transition: Any, /) -> tuple[Any, Any]:
         """What `Kernel.step` returns."""
         ...
 

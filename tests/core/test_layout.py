@@ -44,9 +44,6 @@ def test_what_cannot_be_hashed_has_no_layout_and_still_has_shapes() -> None:
 
 
 def test_data_is_not_kept_alive() -> None:
-    class Holder:
-        pass
-
     data = jnp.arange(7.0)
     pointer = weakref.ref(data)
     shapes_of(jnp.sin, data)
