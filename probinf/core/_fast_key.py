@@ -41,7 +41,10 @@ def plain_key(key: PRNGKeys) -> PRNGKeys:
 
 def _rewrap(key: Key[Array, "*n"], implementation: Any) -> Key[Array, "*n"]:
     # The draw is dead code, which XLA removes; it lets the key-reuse checker see that `key` was consumed.
-    jax.vmap(lambda one: jax.random.bits(one, (), jnp.uint32))(key.reshape(-1))
+    if key.ndim == 0:
+        jax.random.bits(key, (), jnp.uint32)
+    else:
+        jax.vmap(lambda one: jax.random.bits(one, (), jnp.uint32))(key.reshape(-1))
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=implementation)
 
 

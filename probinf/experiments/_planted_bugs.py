@@ -278,8 +278,8 @@ ALGORITHM_BUGS = (
     PlantedBug(
         "moves at temperature one",
         "samplers._moves",
-        "target = self.target.at_temperature(context.stage.inverse_temperature)\n\n        def one(count: Int",
-        "target = self.target\n\n        def one(count: Int",
+        "target = self.target.at_temperature(context.stage.inverse_temperature)\n        fast =",
+        "target = self.target\n        fast =",
         "tempered_smc",
     ),
     PlantedBug(

@@ -225,7 +225,7 @@ class TestRefused:
 
 def test_trajectories_that_were_cut_short_are_told(tmp_path: Path) -> None:
     target, _, _ = regression()
-    draws = sample(key(), nuts(0.01, max_depth=3), target, num_samples=20, num_warmup=0, num_chains=2, thin=2)
+    draws = sample(key(), nuts(0.001, max_depth=3), target, num_samples=20, num_warmup=0, num_chains=2, thin=2)
     np.testing.assert_array_equal(draws.info["reached_max_depth"], True)
     assert "40 of 40 draws come from trajectories that reached max_depth = 3" in str(draws.summary())
     assert draws.to_arviz()["sample_stats"]["reached_max_treedepth"].values.all()
