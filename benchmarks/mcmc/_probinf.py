@@ -19,7 +19,7 @@ from probinf import Target, samplers
 
 PACKAGES = ("jax", "jaxlib", "numpyro", "equinox")
 # New kernels are added here, by the name that `_run.OURS` has for them.
-KERNELS: dict[str, Callable[[], Any]] = {"nuts": samplers.nuts}
+KERNELS: dict[str, Callable[[], Any]] = {"nuts": samplers.nuts, "chees_hmc": samplers.chees_hmc}
 
 
 class _Density(eqx.Module):

@@ -12,7 +12,7 @@ from benchmarks.mcmc._targets import COLUMNS, agreement_table, target_lines
 
 PACKAGE = "benchmarks.mcmc"
 # The first of each form of the density is held against the targets; new kernels go here and into `_probinf.KERNELS`.
-OURS = ("nuts", "nuts/density")
+OURS = ("nuts", "nuts/density", "chees_hmc")
 PEERS = {
     "numpyro": [Entry(name, "", ALGORITHM) for name in ("MCMC.run", "scan")],
     "blackjax": [Entry("nuts", "", ALGORITHM)],
