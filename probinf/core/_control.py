@@ -133,8 +133,9 @@ class Remote(Interrupt):
 
     def hold(self) -> None:
         """Has the run wait after the call in progress."""
-        if not self.requested:
-            self._free.clear()
+        self._free.clear()
+        if self.requested:
+            self._free.set()
 
     def release(self) -> None:
         """Has it go on."""

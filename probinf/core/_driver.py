@@ -37,7 +37,7 @@ from probinf.core._types import PRNGKey
 SECONDS_PER_CALL = 0.5
 SECONDS_PER_BLOCK = 2.0  # of a step that makes a block at once: chains wait for each other at its end
 SECONDS_BETWEEN_WRITES = 5.0
-MOST_PACES = 256
+MOST_PACES, CAUTION = 256, 64
 WRITE_SHARE = 0.02  # of the time, at most, for checkpoints of large states
 
 
@@ -249,10 +249,13 @@ class _Pacer:
         self._capacity, self._chunk_size, self._seconds, self._clock = capacity, chunk_size, seconds, clock
         self._program, self._count, self._begun = program, 1, 0.0
         self._wanted, self._first = _PACES.get(program, 1), program not in _PACES
+        self._measured = self._first
 
     def begin(self, index: int, end: int) -> int:
         border = end if self._chunk_size is None else index - index % self._chunk_size + self._chunk_size
-        self._count = min(self._wanted, self._capacity, end - index, border - index)
+        # A remembered pace may be that of much shorter steps: a small part of it is tried first.
+        wanted = self._wanted if self._measured else -(-self._wanted // CAUTION)
+        self._count = min(wanted, self._capacity, end - index, border - index)
         self._begun = self._clock()
         return self._count
 
@@ -260,12 +263,12 @@ class _Pacer:
         seconds = self._clock() - self._begun
         most = 1 if self._first else 8 * max(self._count, min(self._wanted, self._capacity))
         fits = most if seconds <= 0 else int(self._count * self._seconds / seconds)
-        self._wanted, self._first = max(1, min(most, fits)), False
+        self._wanted, self._first, self._measured = max(1, min(most, fits)), False, True
         if self._program is not None:
             _PACES.pop(self._program, None)
             _PACES[self._program] = self._wanted
-            if len(_PACES) > MOST_PACES:
-                del _PACES[next(iter(_PACES))]
+            for old in list(_PACES)[:-MOST_PACES]:
+                _PACES.pop(old, None)
 
 
 class _Saver:

@@ -13,7 +13,9 @@ from jaxtyping import PyTree
 def layout_of(*trees: PyTree) -> Hashable | None:
     """Structures, shapes, dtypes and what is no array; None where something of that cannot be hashed."""
     leaves, structure = jax.tree.flatten(trees)
-    layout = structure, tuple(_outline(leaf) for leaf in leaves), jnp.result_type(float)
+    outlines = tuple(_outline(leaf) for leaf in leaves)
+    # Types too, as 0 == 0.0 == False.
+    layout = structure, outlines, tuple(type(leaf) for leaf in outlines), jnp.result_type(float)
     try:
         hash(layout)
     except TypeError:
@@ -29,7 +31,7 @@ def shapes_of(function: Callable[..., Any], *args: PyTree) -> PyTree[jax.ShapeDt
 
 @functools.lru_cache(maxsize=256)
 def _remembered(layout: Any) -> PyTree[jax.ShapeDtypeStruct]:
-    # Outlines stand for the arrays, so that no data is kept alive.
+    # Outlines stand for the arrays, so that no data is kept alive but what functions have closed over.
     function, *args = jax.tree.unflatten(*layout[:2])
     return eqx.filter_eval_shape(function, *args)
 

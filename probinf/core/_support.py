@@ -43,10 +43,12 @@ class IntegerInterval(eqx.Module):
                 raise TypeError(f"`{name}` is traced, but the number of values must be static: make it outside `jit`")
             if not np.issubdtype(np.asarray(bound).dtype, np.integer):
                 raise TypeError(f"`{name}` must be an integer or an array of integers, but is {bound!r}")
-        low, high = np.asarray(lower), np.asarray(upper)
+        low, high = (np.asarray(bound).astype(np.int64) for bound in (lower, upper))
         size = np.broadcast_shapes(low.shape, high.shape) if shape is None else tuple(shape)
         if np.broadcast_shapes(low.shape, high.shape, size) != size:
             raise ValueError(f"bounds of shapes {low.shape} and {high.shape} do not broadcast to `shape` {size}")
+        if np.any(np.abs([np.min(low, initial=0), np.max(high, initial=0)]) >= 2**31):
+            raise ValueError(f"`lower` is {lower!r} and `upper` {upper!r}: bounds must fit in 32 bits")
         if np.any(high < low):
             raise ValueError(f"`upper` is {upper!r} and below `lower`, {lower!r}: an element needs at least one value")
         # Of one dtype, whether or not 64 bits are on where it is made and where it is used.

@@ -107,8 +107,8 @@ KERNEL_BUGS = (
     PlantedBug(
         "all points of a half alike",
         NUTS,
-        "taken = _uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)",
-        "taken = _uniform(words[0], change.dtype) < 1 / (tree.head_steps + 1)",
+        "_uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)",
+        "_uniform(words[0], change.dtype) < 1 / (tree.head_steps + 1)",
         "nuts",
     ),
     PlantedBug(

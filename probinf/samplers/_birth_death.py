@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from probinf.core import is_concrete
 from probinf.core._types import PRNGKey
+from probinf.samplers._factor import as_float
 from probinf.samplers._mhg import MHG
 from probinf.samplers._model_space import Slots, component_at
 from probinf.samplers._trans_dimensional import Move, TransDimensional, floating_type, trans_dimensional
@@ -188,4 +189,4 @@ def require_probability(name: str, value: Any) -> Array:
         raise ValueError(
             f"`{name}` must be a scalar between 0 and 1, but is {value!r}: 0.5 tries moves up and down alike"
         )
-    return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)
+    return as_float(value)

@@ -266,6 +266,6 @@ def _lifted(curve: Any, t: Float[Array, ""], log_density: Float[Array, ""]) -> F
 
 
 def _uniform(words: UInt32[Array, " 2"], turn: Int[Array, ""], dtype: Any) -> Float[Array, ""]:
-    """The random number of a turn. A threefry key whatever the run's is: see `start_all` in `_interleaved`."""
+    """The random number of a turn. A threefry key whatever the run's is: see `chain_keys` in `_interleaved`."""
     key = fast_key(jax.random.wrap_key_data(words, impl="threefry2x32"))
     return jax.random.uniform(jax.random.fold_in(key, turn), (), dtype)

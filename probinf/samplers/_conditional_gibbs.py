@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from probinf.core._choices import categorical
 from probinf.core._effects import choose
+from probinf.core._status import Status, flag
 from probinf.core._support import IntegerInterval
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
-from probinf.samplers._gibbs import check_supports
+from probinf.samplers._gibbs import check_supports, is_inside
 from probinf.samplers._mhg import MHG, MHGInfo, MHGState, relocate
 
 
@@ -90,14 +91,16 @@ class ConditionalGibbs(eqx.Module):
     check: bool = eqx.field(static=True, default=False)
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
-        """The state at `position`.
+        """The state at `position`; flags `NONFINITE_INIT` outside the supports too.
 
         Raises:
             TypeError: a site is not of integers, or `position` is no dict.
             ValueError: the target does not tell the support of a site, or one of another shape.
         """
         check_supports("conditional_gibbs", target, position)
-        return self.as_mhg().init(key, target, position)
+        state = self.as_mhg().init(key, target, position)
+        outside = flag(Status.NONFINITE_INIT, ~is_inside(target, state.position))
+        return MHGState(state.point, state.status | outside)
 
     def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, MHGInfo]:
         """One draw of all elements."""
@@ -114,7 +117,8 @@ def conditional_gibbs(log_conditional: Callable[[Any], dict[str, Array]], *, che
     For sites whose elements are independent given everything else, such as the assignments of a mixture. Costs one
     evaluation of the density and two of `log_conditional`, where `gibbs` takes one of the density for each element and
     value. Leaves the target invariant, reversibly, whatever `log_conditional` says: where it is the exact law given the
-    other sites everything is accepted, so an `acceptance_rate` below 1 tells that it is not.
+    other sites everything is accepted, so an `acceptance_rate` clearly below 1 tells that it is
+    not (rounding costs a little where there are very many elements).
 
     Args:
         log_conditional: takes what `target.constrain` shows (in `on_sites`: of all sites, not only of these) and gives

@@ -110,7 +110,9 @@ class Continuation:
             checkpoint = Path(checkpoint) / "draws"
         if mesh is not None and mesh != self.mesh:
             kernel, target, state = place(draws.kernel, self.target, self.state, mesh, draws.num_chains)
-            moved = dataclasses.replace(self, target=target, state=state, mesh=mesh)
+            everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            accumulated = jax.device_put(self.accumulated, everywhere)
+            moved = dataclasses.replace(self, target=target, state=state, accumulated=accumulated, mesh=mesh)
             draws = dataclasses.replace(draws, kernel=kernel, continuation=moved)
         # Split as the key of `sample` is, so that a key is used in one way only.
         _, _, key_draws = jax.random.split(key, 3)

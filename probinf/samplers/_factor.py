@@ -27,7 +27,13 @@ def require_positive(name: str, value: Any) -> Array:
         raise ValueError(f"`{name}` must be a scalar, but has shape {jnp.shape(value)}")
     if is_concrete(value) and not (np.isfinite(value) and value > 0):
         raise ValueError(f"`{name}` must be finite and positive, but is {value}: try a value such as 0.1")
-    return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)
+    return as_float(value)
+
+
+def as_float(value: Any) -> Array:
+    """The number as a floating-point array: of its own dtype if that is one, else of the default one."""
+    floating = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+    return jnp.asarray(value, value.dtype if floating else jnp.result_type(float))
 
 
 def factor_of(name: str, matrix: Any) -> Factor:

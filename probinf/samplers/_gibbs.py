@@ -147,7 +147,7 @@ class Gibbs(eqx.Module):
         position = jax.tree.map(jnp.asarray, position)
         point = evaluate(target, position, gradient=False)
         log_density = point_log_density(target, point)
-        bad = ~jnp.isfinite(log_density) | ~_is_inside(target, position)
+        bad = ~jnp.isfinite(log_density) | ~is_inside(target, position)
         status = flag(Status.NONFINITE_INIT, bad) | flag(Status.POSINF_LOG_WEIGHT, log_density == jnp.inf)
         return MHGState(point, status)
 
@@ -245,7 +245,7 @@ def _law(log_densities: Float[Array, " k"], frozen: Bool[Array, ""], *, metropol
     return jnp.where(stays == 1, rest, others)
 
 
-def _is_inside(target: Target, position: dict[str, Array]) -> Bool[Array, ""]:
+def is_inside(target: Target, position: dict[str, Array]) -> Bool[Array, ""]:
     """Whether all values are in their ranges."""
 
     def inside(values: Array, support: IntegerInterval) -> Bool[Array, ""]:

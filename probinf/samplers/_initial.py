@@ -147,28 +147,27 @@ def _init_uniform(key: PRNGKey, kernel: Kernel, target: Target, num_chains: int)
         keys = jax.random.split(jax.random.fold_in(key_draw, number), len(leaves))
         return [_drawn(k, num_chains, *leaf) for k, leaf in zip(keys, leaves, strict=True)]
 
-    # All tries are drawn at once: inside the loop XLA would draw anew in all that uses the numbers, and compile that.
-    tries = jax.vmap(draw)(jnp.arange(MAX_TRIES))
-
-    def attempt(number: Array) -> PyTree:
-        positions = jax.tree.unflatten(structure, [each[number] for each in tries])
+    def attempt(number: Array, drawn: list[Array]) -> PyTree:
+        positions = jax.tree.unflatten(structure, drawn)
         return init_chains(jax.random.fold_in(key_init, number), kernel, target, positions)
 
-    def retry(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        number, states = carry
+    def retry(carry: tuple[Array, PyTree, list[Array]]) -> tuple[Array, PyTree, list[Array]]:
+        # Drawn a turn ahead: else XLA draws anew in all that uses the numbers, and compiles that.
+        number, states, drawn = carry
         bad = is_fatal(states.status)
-        fresh = attempt(number)
-        return number + 1, where_chains(bad, fresh, states)
+        fresh = attempt(number, drawn)
+        return number + 1, where_chains(bad, fresh, states), draw(number + 1)
 
-    def unfinished(carry: tuple[Array, PyTree]) -> Array:
-        number, states = carry
+    def unfinished(carry: tuple[Array, PyTree, list[Array]]) -> Array:
+        number, states, _ = carry
         return (number < MAX_TRIES) & jnp.any(is_fatal(states.status))
 
     # The first try is a turn of the loop too, so that it is compiled once: before it, all chains count as bad.
-    layout = jax.eval_shape(attempt, jnp.zeros((), jnp.int32))
+    first = draw(jnp.zeros((), jnp.int32))
+    layout = jax.eval_shape(attempt, jnp.zeros((), jnp.int32), first)
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), layout)
     none = eqx.tree_at(lambda s: s.status, none, jnp.full_like(none.status, 2**32 - 1))
-    return jax.lax.while_loop(unfinished, retry, (jnp.zeros((), jnp.int32), none))[1]
+    return jax.lax.while_loop(unfinished, retry, (jnp.zeros((), jnp.int32), none, first))[1]
 
 
 def _drawn(key: PRNGKey, num_chains: int, support: IntegerInterval | None, leaf: Any) -> Array:

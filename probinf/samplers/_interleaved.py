@@ -8,6 +8,7 @@ sums over many transitions and not that of every single one.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
@@ -111,7 +112,7 @@ def interleave(
         return jax.lax.cond(flush, finish, lambda due, states, loop: (states, loop), due, states, loop)
 
     def finish(due: Bool[Array, " chains"], states: PyTree, loop: _Loop) -> tuple[PyTree, _Loop]:
-        ended, infos = jax.vmap(kernel.finish, (None, 0, 0))(target, states, loop.transitions)
+        ended, infos = finish_all(kernel, target, states, loop.transitions)
         states = where_chains(due, ended, states)
         kept = keep(states, infos, loop.made, due, loop.kept)
         made = loop.made + due.astype(loop.made.dtype)
@@ -154,3 +155,10 @@ def draw_all(
 def start_all(kernel: SteppedKernel, target: Target, states: PyTree, noise: PyTree, before: PyTree = None) -> PyTree:
     """Transitions of all chains."""
     return jax.vmap(kernel.start, (0, None, 0, 0))(noise, target, states, before)
+
+
+def finish_all(kernel: SteppedKernel, target: Target, states: PyTree, transitions: PyTree) -> tuple[PyTree, PyTree]:
+    """The states after their transitions, whose status has the bits of these too, and the infos."""
+    ended, infos = jax.vmap(kernel.finish, (None, 0, 0))(target, states, transitions)
+    # A kernel may flag a step in its info alone.
+    return eqx.tree_at(lambda c: c.status, ended, ended.status | infos.status), infos

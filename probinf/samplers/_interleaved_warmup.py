@@ -16,7 +16,7 @@ from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._status import is_fatal
 from probinf.core._types import PRNGKey
 from probinf.samplers._initial import where_chains
-from probinf.samplers._interleaved import chain_keys, draw_all, least_waiting, start_all
+from probinf.samplers._interleaved import chain_keys, draw_all, finish_all, least_waiting, start_all
 from probinf.samplers._warmup_step import WarmupStep
 
 
@@ -65,7 +65,10 @@ class InterleavedWarmup(WarmupStep):
         def body(carry: tuple[Array, InterleavedState, PyTree]) -> tuple[Array, InterleavedState, PyTree]:
             index, state, noise = carry
             # Before the first step nothing is done, and the tuner is due.
-            flush = (jnp.sum(state.transitions.done) >= least) | state.learned.due
+            done = state.transitions.done
+            # A chain with a fatal status is done at once, and no reason to finish.
+            waiting = jnp.sum(done & ~is_fatal(state.chains.status))
+            flush = (waiting >= least) | jnp.all(done) | state.learned.due
             index, state, noise = jax.lax.cond(
                 flush, lambda *now: self._flush(key, keys, *now), lambda *now: now, index, state, noise
             )
@@ -86,7 +89,7 @@ class InterleavedWarmup(WarmupStep):
     ) -> tuple[Int[Array, ""], InterleavedState, PyTree]:
         """Finishes what is done, learns from it, and begins again: with a new kernel all chains."""
         done, kernel = state.transitions.done, self._stepped(state.learned)
-        ended, infos = jax.vmap(kernel.finish, (None, 0, 0))(self.target, state.chains, state.transitions)
+        ended, infos = finish_all(kernel, self.target, state.chains, state.transitions)
         chains = where_chains(done, ended, state.chains)
         healthy = ~is_fatal(chains.status)
         counted = state.counted + jnp.sum(done & healthy, dtype=jnp.int32)
@@ -95,7 +98,7 @@ class InterleavedWarmup(WarmupStep):
         learned = self.tuner.update(transition, state.learned)
 
         due = state.learned.due | learned.due
-        # The number of chains is no number of a chain.
+        # Not 0, of which `chain_keys` makes the keys of the chains.
         key_prepare = plain_key(jax.random.fold_in(jax.random.fold_in(key, done.shape[0]), index))
         learned = jax.lax.cond(
             due, lambda k, c, s: self._prepared(k, index, c, s), lambda k, c, s: s, key_prepare, chains, learned

@@ -25,7 +25,7 @@ from probinf.core._normal import standard_normal
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
-from probinf.samplers._factor import Factor, check_dimension, require_positive
+from probinf.samplers._factor import Factor, as_float, check_dimension, require_positive
 from probinf.samplers._hmc import MAX_ENERGY_ERROR, force, hmc
 from probinf.samplers._mclmc_tuning import MCLMCTuner, mclmc_tuner
 from probinf.samplers._mhg import require_floating
@@ -219,4 +219,4 @@ def _length(value: Any) -> Float[Array, ""]:
             f"`decoherence` must be a scalar above 0, infinity included, but is {value}: try 1, the square root of the "
             "number of coordinates"
         )
-    return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)
+    return as_float(value)

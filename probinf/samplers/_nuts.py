@@ -248,7 +248,7 @@ class NUTS(eqx.Module):
 
         # One point of the half, in proportion to the weights.
         half_weight = jnp.logaddexp(tree.head_log_weight, log_weight)
-        taken = _uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight)
+        taken = at_start | (_uniform(words[0], change.dtype) < jnp.exp(log_weight - half_weight))
         head_chosen = _where(taken, point, tree.head_chosen)
         head_momentum = tree.head_momentum + z
 
@@ -309,7 +309,8 @@ class NUTS(eqx.Module):
 
 def _energy(target: Target, point: Point, z: Float[Array, " d"]) -> Float[Array, ""]:
     log_density = point_log_density(target, point)
-    return 0.5 * _dot(z, z).astype(log_density.dtype) - log_density
+    # A sum, and no product of matrices, which XLA may round by the number of chains on a device.
+    return 0.5 * jnp.sum(z * z).astype(log_density.dtype) - log_density
 
 
 def _words(key: UInt32[Array, " words"], step: Int[Array, ""]) -> UInt32[Array, " 2"]:
@@ -328,7 +329,8 @@ def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _dot(a: Float[Array, "*n d"], b: Float[Array, " d"]) -> Float[Array, "*n"]:
-    # XLA's CPU compiler vectorises products of matrices, and not sums of products.
+    # XLA's CPU compiler vectorises products of matrices, and not sums of products. It may round them by the number of
+    # chains on a device, so only signs are taken of what is made with them.
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 

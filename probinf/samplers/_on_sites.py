@@ -118,7 +118,8 @@ def on_sites(kernel: Kernel, sites: Iterable[str]) -> OnSites:
 
     Leaves the target invariant if `kernel` does; reversible if `kernel` is. Alone it never moves the other sites: use
     it in a `cycle` or a `mixture` with kernels for them. Each step costs one gradient more than `kernel` alone where
-    that has gradients, because those of an earlier step are out of date.
+    that has gradients, because those of an earlier step are out of date, and one of the whole where the state has
+    gradients, as in a `cycle` with `nuts()`.
 
     Args:
         kernel: of the state `MHGState`; tunables stay array leaves.

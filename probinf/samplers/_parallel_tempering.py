@@ -96,8 +96,23 @@ class ParallelTempering(eqx.Module):
         return self.inverse_temperatures.shape[0]
 
     def with_temperatures(self, inverse_temperatures: Float[Array, " r"]) -> "ParallelTempering":
-        """The same kernel at other temperatures, such as those of `tuned_inverse_temperatures`; nothing is compiled."""
-        return self.with_kernels(self.kernel, inverse_temperatures)
+        """The same kernel at other temperatures, such as those of `tuned_inverse_temperatures`; nothing is compiled.
+
+        Raises:
+            ValueError: they are not as many, do not descend from 1, or do not end at 0 where those of the kernel do.
+        """
+        betas = _checked(inverse_temperatures)
+        if betas.shape != self.inverse_temperatures.shape:
+            raise ValueError(
+                f"`inverse_temperatures` are {betas.shape[0]}, but there are {self.num_replicas} replicas: make a new "
+                "kernel by `parallel_tempering` for another number"
+            )
+        if self.reference and is_concrete(inverse_temperatures) and np.asarray(inverse_temperatures)[-1] != 0:
+            raise ValueError(
+                "`inverse_temperatures` must end at 0, as this kernel draws its last replica from the prior: make a "
+                "new one by `parallel_tempering`"
+            )
+        return self.with_kernels(self.kernel, betas)
 
     def with_kernels(self, kernel: Any, inverse_temperatures: Float[Array, " r"]) -> "ParallelTempering":
         """The same with other kernels, stacked on a leading axis, and other temperatures."""
@@ -137,8 +152,9 @@ class ParallelTempering(eqx.Module):
 
         keys = jax.random.split(fast_key(key), self.num_replicas)
         states = map_items(one, keys, arrays, self._betas(target), jax.tree.map(jnp.asarray, positions))
-        # Traced temperatures cannot raise: of another first one the draws would have another law.
-        wrong = flag(Status.NONFINITE_INIT, self.inverse_temperatures[0] != 1)
+        # Traced temperatures cannot raise: of other ends the draws would have another law.
+        ends = (self.inverse_temperatures[0] != 1) | (self.reference & (self.inverse_temperatures[-1] != 0))
+        wrong = flag(Status.NONFINITE_INIT, ends)
         machines = jnp.arange(self.num_replicas, dtype=jnp.int32)
         cold = _entry(states.point.position, 0)
         return TemperingState(cold, states.point, machines, jnp.zeros((), jnp.int32), any_bits(states.status) | wrong)
@@ -300,7 +316,7 @@ def parallel_tempering(
             raise ValueError(
                 f"`{name}` is {count}, but there are {betas.shape[0]} `inverse_temperatures`: pass one for each replica"
             )
-    reference = is_concrete(inverse_temperatures) and float(betas[-1]) == 0
+    reference = is_concrete(inverse_temperatures) and float(np.asarray(inverse_temperatures)[-1]) == 0
     return ParallelTempering(_stacked(kernels or (kernel,) * betas.shape[0]), betas, reference)
 
 

@@ -54,10 +54,10 @@ def sample(
 ) -> Draws:
     """Draws from a target by Markov chains, after a warm-up that tunes the kernel.
 
-    Warm-up is Stan's (windows, dual averaging), pooled: all chains share one step size and one matrix, and a chain
-    with a fatal status is left out of both. A kernel with nothing to tune is run `num_warmup` steps all the same. A
-    chain with a fatal status stays where it was; the others do not notice it. All chains are compiled once: a second
-    call with new data of the same shape, or other counts, compiles nothing.
+    Warm-up is that of the kernel's `Tuner`; most have Stan's (windows, dual averaging), pooled: all chains share one
+    step size and one matrix, and a chain with a fatal status is left out of both. A kernel with nothing to tune is run
+    `num_warmup` steps all the same. A chain with a fatal status stays where it was; the others do not notice it. All
+    chains are compiled once: a second call with new data of the same shape, or other counts, compiles nothing.
 
     `draws.extend(key, num_samples=...)` goes on with a finished run. A tuned kernel is used again by
     `sample(key, draws.kernel, target, num_warmup=0, initial_position=draws.state.position, ...)`, for another target of
@@ -197,7 +197,8 @@ def run_job(job: SampleJob, remote: Remote | None = None) -> Draws:
         before = nothing(*_warm_up(key_warmup, kernel, target, chains, job.num_warmup, job.target_accept, options))
     return draw(
         before, key_draws, job.num_samples, stop=job.stop, remote=remote, checkpoint=folders[1],
-        fingerprint=fingerprint, progress=job.progress,
+        fingerprint=None if fingerprint is None else fingerprint_of(fingerprint, job.reducer),
+        progress=job.progress,
     )  # fmt: skip
 
 

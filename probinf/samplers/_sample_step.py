@@ -77,7 +77,6 @@ class InterleavedStep(SampleStep):
             return _Kept(
                 _written(kept.rows, row, index, due),
                 where_chains(due, info, kept.info),
-                kept.status | jnp.where(due, infos.status, zeros),
                 kept.num_divergent + divergent.astype(jnp.int32),
                 first,
             )
@@ -89,11 +88,9 @@ class InterleavedStep(SampleStep):
             capacity = jax.tree.leaves(buffers["info"])[0].shape[0]
             positions = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), state.chains.position)
             rows = {"positions": positions, "info": buffers["info"]}
-        kept = _Kept(rows, info, zeros, state.num_divergent, state.first_divergent)
+        kept = _Kept(rows, info, state.num_divergent, state.first_divergent)
         made, more = start * self.thin, count * self.thin
         chains, kept = interleave(key, self.kernel, self.target, state.chains, made, more, kept, keep)
-        # A kernel may flag a step in its info alone.
-        chains = eqx.tree_at(lambda c: c.status, chains, chains.status | kept.status)
         if buffers is not None:
             samples = self._constrained(kept.rows["positions"], buffers["samples"], count)
             buffers = {"samples": samples, "info": kept.rows["info"]}
@@ -110,11 +107,10 @@ class InterleavedStep(SampleStep):
 
 
 class _Kept(NamedTuple):
-    """What interleaved chains leave behind: rows of records, the info of the present draws, bits, divergences."""
+    """What interleaved chains leave behind: rows of records, the info of the present draws, divergences."""
 
     rows: Any
     info: dict[str, Array]
-    status: Array
     num_divergent: Array
     first_divergent: Array
 

@@ -62,8 +62,8 @@ class SamplingRun:
     """
 
     def __init__(self, job: SampleJob):
-        self._job, self._remote, self._outcome = job, Remote(), Future()
-        arguments = (job, self._remote, self._outcome, _settings())
+        self._job, self._remote, self._outcome, self._settings = job, Remote(), Future(), _settings()
+        arguments = (job, self._remote, self._outcome, self._settings)
         self._thread = threading.Thread(target=_work, args=arguments, name="probinf sampling", daemon=True)
         # A thread that computes while the interpreter is taken down would crash it.
         atexit.register(self._close)
@@ -98,7 +98,8 @@ class SamplingRun:
         if self._remote.latest is None or (self.done and self._outcome.exception() is None):
             return self._outcome.result()
         view, present = self._remote.latest
-        draws = view(present)
+        with _restored(self._settings):
+            draws = view(present)
         return dataclasses.replace(draws, samples=_copied(draws.samples), info=_copied(draws.info))
 
     def pause(self) -> None:

@@ -30,7 +30,7 @@ from probinf.core import Status, Target, evaluate, flag, is_concrete, is_fatal, 
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import point_gradient, point_log_density
 from probinf.core._types import Position, PRNGKey
-from probinf.samplers._factor import require_positive
+from probinf.samplers._factor import as_float, require_positive
 from probinf.samplers._mhg import require_floating
 from probinf.samplers._minibatch import gradient_estimate
 
@@ -237,9 +237,10 @@ def preconditioned_sgld(
 
     The term of the drift that stems from the change of the preconditioner, $\Gamma_i = \partial G_i / \partial x_i$, is
     left out, as in algorithm 1 of its paper. The error is of the order of 1 - `decay` where the mean squares average
-    over many steps and the chain goes far in each of them. For `decay` 0, or as the step size goes to 0, the law
-    is that of $\pi(x) \prod_i (\lambda + |\partial_i \log\pi(x)|)$. With `decay` 1 the preconditioner stays that
-    of the start, nothing is left out, and the error is that of `sgld`.
+    over many steps and the chain goes far in each of them. As the step size goes to 0 with `decay` below 1, with
+    whole gradients, temperature 1 and independent coordinates, the law is that of
+    $\pi(x) \prod_i (\lambda + |\partial_i \log\pi(x)|)$; with dependent ones it is another still. With `decay` 1 the
+    preconditioner stays that of the start, nothing is left out, and the error is that of `sgld`.
 
     Args:
         step_size: positive scalar; that of a coordinate is `step_size / (regularisation + sqrt(V))`.
@@ -279,9 +280,9 @@ def sghmc(step_size: Any = 1e-2, *, friction: Any = 1.0, temperature: Any = 1.0)
         ValueError: a parameter is outside its range.
     """
     size, friction = require_positive("step_size", step_size), require_positive("friction", friction)
-    if is_concrete((size, friction)) and float(size) * float(friction) > 1:
+    if is_concrete((size, friction)) and float(size * friction) > 1:
         raise ValueError(
-            f"`step_size * friction` is {float(size) * float(friction)}; needed at most 1: take a smaller `friction`"
+            f"`step_size * friction` is {float(size * friction)}; needed at most 1: take a smaller `friction`"
         )
     return StochasticGradient(Friction(size, _temperature(temperature), friction))
 
@@ -289,7 +290,7 @@ def sghmc(step_size: Any = 1e-2, *, friction: Any = 1.0, temperature: Any = 1.0)
 def _float(name: str, value: Any) -> Array:
     if jnp.ndim(value) != 0:
         raise ValueError(f"`{name}` must be a scalar, but has shape {jnp.shape(value)}")
-    return jnp.asarray(value, jnp.result_type(float) if not hasattr(value, "dtype") else None)
+    return as_float(value)
 
 
 def _temperature(value: Any) -> Array:

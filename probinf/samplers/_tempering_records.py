@@ -76,7 +76,10 @@ def tempering_evidence(log_likelihood: Any, inverse_temperatures: Any) -> Temper
     count = batches.shape[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = float(np.sum(np.log(batches.mean(axis=0)) + largest))
-        others = np.sum(np.log((batches.sum(axis=0) - batches) / (count - 1)), axis=1)
+        # Sums of all others, added up from both ends: a difference would cancel where one outweighs the rest.
+        ahead = np.cumsum(np.concatenate([np.zeros_like(batches[:1]), batches[:-1]]), axis=0)
+        behind = np.cumsum(np.concatenate([np.zeros_like(batches[:1]), batches[:0:-1]]), axis=0)[::-1]
+        others = np.sum(np.log((ahead + behind) / (count - 1)), axis=1)
         error = math.sqrt((count - 1) / count * np.sum((others - others.mean()) ** 2))
         means = logs.mean(axis=(0, 1))
         lower, upper = float(np.sum(steps * means[1:])), float(np.sum(steps * means[:-1]))

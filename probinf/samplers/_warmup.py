@@ -15,6 +15,7 @@ from probinf.samplers._find_tuner import find_tuner
 from probinf.samplers._initial import check_call, initial_states
 from probinf.samplers._interleaved import SteppedKernel
 from probinf.samplers._interleaved_warmup import InterleavedWarmup
+from probinf.samplers._stan_tuner import StanTuner
 from probinf.samplers._tuner import check_target_accept
 from probinf.samplers._warmup_step import PlainWarmupStep, WarmupStep, finish_warmup
 
@@ -30,7 +31,8 @@ def prepare_warmup(
     if tuner is None:
         step = PlainWarmupStep(kernel, target)
     else:
-        stepped = isinstance(kernel, SteppedKernel)
+        # A tuner of the user's own expects a transition of all chains a step, and may have nothing to prepare.
+        stepped = isinstance(kernel, SteppedKernel) and isinstance(tuner, StanTuner)
         step = (InterleavedWarmup if stepped else WarmupStep)(tuner, target, mesh)
     return step, step.begin(chains)
 

@@ -16,7 +16,7 @@ from probinf.experiments._processes import in_processes
 
 pytestmark = pytest.mark.no_key_reuse
 
-QUICK = ("choices", "verbs", "resample", "finite kernel", "auxiliary filter", "conditional SMC", "paris")
+QUICK = ("choices", "verbs", "resample", "finite kernel", "auxiliary filter")
 CHEAP = (
     "proposal ratio upside down",
     "evidence not banked",

@@ -254,6 +254,7 @@ def test_one_particle():
     np.testing.assert_array_equal(paths["x"], np.broadcast_to(states(out), (2, 3)))
 
 
+@pytest.mark.slow
 def test_host_loop_gives_the_same_paths():
     out = particle_filter(jax.random.key(0), walk(num_steps=2), num_particles=3, history=True)
     compiled = backward_sample(jax.random.key(1), out, 2)

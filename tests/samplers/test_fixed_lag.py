@@ -129,6 +129,7 @@ class OnHost(Looking):
     traceable: ClassVar[bool] = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [OwnGather, OnHost])
 def test_forms_agree(kind):
     plain, other = (

@@ -178,6 +178,7 @@ def test_the_filter_is_not_touched_and_one_draw_is_enough():
     assert out.population.context.values.shape == (1,)
 
 
+@pytest.mark.slow
 def test_host_loop_gives_the_same_estimate():
     compiled, hosted = (
         paris(jax.random.key(0), walk(kind, num_steps=2), total, num_particles=3, num_backward=1)

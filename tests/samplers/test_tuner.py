@@ -179,6 +179,7 @@ def test_a_transition_of_no_chain_teaches_nothing() -> None:
     assert float(after(True).averaging.num) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_chain_is_left_out_of_what_parts_learn() -> None:
     kernel = cycle(on_sites(random_walk(), ["a"]), on_sites(random_walk(), ["b"]))
     target = Target(lambda x: jnp.where(x["b"][0] > 500, jnp.nan, log_density(x)))

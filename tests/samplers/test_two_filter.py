@@ -263,6 +263,7 @@ class OnHost(Finite):
     traceable: ClassVar[bool] = False
 
 
+@pytest.mark.slow
 def test_host_loop_gives_the_same_weights():
     model = skewed_model(2, path_dependent=False, dtype=np.float32)
     backward = reversed_model(model, GAMMA[:2])
