@@ -40,7 +40,14 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+LONG = ("samplers", "validity")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow, id=page.stem) if page.stem in LONG else page for page in TUTORIALS],
+    ids=lambda page: page.stem,
+)
 def test_tutorial_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_blocks(page)

@@ -32,8 +32,10 @@ def require_positive(name: str, value: Any) -> Array:
 
 def as_float(value: Any) -> Array:
     """The number as a floating-point array: of its own dtype if that is one, else of the default one."""
-    floating = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
-    return jnp.asarray(value, value.dtype if floating else jnp.result_type(float))
+    kind = jnp.result_type(value) if hasattr(value, "dtype") else None
+    return jnp.asarray(
+        value, kind if kind is not None and jnp.issubdtype(kind, jnp.floating) else jnp.result_type(float)
+    )
 
 
 def factor_of(name: str, matrix: Any) -> Factor:

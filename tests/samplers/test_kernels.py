@@ -96,7 +96,11 @@ KINDS = (
     "adjusted_mclmc",
 )
 OF_MANY = ("nuts", "slice_sampling", "elliptical_slice")  # whose rates count more than one candidate
-with_every_kind = pytest.mark.parametrize("name", KINDS)
+# The parts of the others are those of these.
+RARE = ("chees_hmc", "barker", "elliptical_slice", "adjusted_mclmc")
+with_every_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in KINDS]
+)
 
 
 def log_gamma(position: Any) -> Any:

@@ -129,6 +129,7 @@ def test_second_call_compiles_nothing():
     assert len(COMPILED) == before
 
 
+@pytest.mark.slow
 def test_faults():
     def run(kind, **options):
         return samplers.persistent_smc(
