@@ -84,8 +84,9 @@ def sample(
             be continued with another rule, a larger `num_samples`, or none.
         mesh: devices; chains are split over its first axis, whose size must divide `num_chains`. Random numbers do
             not depend on the number of devices, and what is pooled is added in one order. Draws are the same bits
-            wherever XLA rounds one chain's density alike in batches of other sizes; it may not for matrix products,
-            and on CPU with jaxlib 0.12 for fused multiply-adds, unless `XLA_FLAGS=--xla_cpu_max_isa=AVX`.
+            wherever XLA rounds one chain's density alike in batches of other sizes; it may not for matrix products
+            (`nuts` looks for turns with such, of which only signs count), and on CPU with jaxlib 0.12 for fused
+            multiply-adds, unless `XLA_FLAGS=--xla_cpu_max_isa=AVX`.
         throw: raises on fatal statuses, and warns once of the others; False hands back the flagged result.
 
     Returns:
