@@ -21,6 +21,7 @@ from probinf.core._effects import enumerating as enumerating
 from probinf.core._effects import is_concrete as is_concrete
 from probinf.core._effects import map_items as map_items
 from probinf.core._effects import repeat as repeat
+from probinf.core._effects import repeat_while as repeat_while
 from probinf.core._fast_key import fast_key as fast_key
 from probinf.core._fast_key import plain_key as plain_key
 from probinf.core._feynman_kac import Batched as Batched

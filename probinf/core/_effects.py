@@ -2,9 +2,9 @@ r"""Random choices with a finite law, and the control flow that an enumerator ca
 
 `choose` is the one door for such choices. Normally it draws; inside `enumerating` it returns one given
 outcome and multiplies up its probability, so that `probinf.validity` can compute the exact law of a whole
-algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat` and `map_items` are
-`lax.cond`, `lax.scan`, `lax.fori_loop` and `vmap` outside an enumeration, and plain Python inside one, where a
-choice must not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
+algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat`, `repeat_while` and
+`map_items` are `lax.cond`, `lax.scan`, `lax.fori_loop`, `lax.while_loop` and `vmap` outside an enumeration, and plain
+Python inside one, where a choice must not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
 """
 
 import contextlib
@@ -125,6 +125,29 @@ def repeat(num_steps: Any, body: Callable[[Any, Any], Any], carry: PyTree) -> Py
     for i in range(int(num_steps)):
         carry = body(i, carry)
     return carry
+
+
+def repeat_while(
+    unfinished: Callable[[Any], Bool[Array, ""]], body: Callable[[Any, Any], Any], carry: PyTree, max_steps: int
+) -> PyTree:
+    """`lax.while_loop` of at most `max_steps` steps; inside an enumeration a Python loop of exactly that many.
+
+    Args:
+        unfinished: `carry -> bool`, looked at before each step.
+        body: `(i, carry) -> carry`, which must change nothing where `unfinished` does not hold.
+        carry: pytree.
+        max_steps: the bound.
+    """
+    if _HANDLER.get() is not None:
+        for i in range(max_steps):
+            carry = body(i, carry)
+        return carry
+
+    def proceed(state: tuple[Array, PyTree]) -> Array:
+        return (state[0] < max_steps) & unfinished(state[1])
+
+    start = (jnp.zeros((), jnp.int32), carry)
+    return jax.lax.while_loop(proceed, lambda state: (state[0] + 1, body(state[0], state[1])), start)[1]
 
 
 def map_items(function: Callable, *items: PyTree, traceable: bool = True) -> PyTree:

@@ -11,7 +11,8 @@ import jax
 from jaxtyping import Array, PyTree
 
 from probinf.core._effects import map_items
-from probinf.core._types import Ancestors, PRNGKey
+from probinf.core._population import freeze
+from probinf.core._types import Ancestors, PRNGKey, StatusBits
 
 
 class FeynmanKac(eqx.Module):
@@ -76,6 +77,10 @@ class FeynmanKac(eqx.Module):
     def gather(self, particles: PyTree, ancestors: Ancestors) -> PyTree:
         """Optional: particles[ancestors]; override it where a copy can be avoided."""
         return take(particles, ancestors)
+
+    def freeze(self, status: StatusBits, old: PyTree, new: PyTree) -> PyTree:
+        """The old particles after a fatal fault, else the new; override it where large leaves need no selection."""
+        return freeze(status, old, new)
 
     def _absent(self, method: str) -> NoReturn:
         raise TypeError(f"`{type(self).__name__}` does not define `{method}`, which this algorithm needs: define it")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from probinf.core._arguments import names_of_sites
 from probinf.core._choices import categorical
 from probinf.core._effects import choose
 from probinf.core._kernel import evaluate, point_log_density
@@ -109,7 +110,8 @@ def marginalise(target: Target, sites: Iterable[str]) -> Target:
         The marginal target, of the same inverse temperature, with the supports of the sites that are left.
 
     Raises:
-        ValueError: a site has no known support, `sites` is empty, or there are over 65536 combinations.
+        ValueError: a site has no known support, `sites` is empty or names one twice, or there are over 65536
+            combinations.
         TypeError: `sites` is no sequence of names.
     """
     names = _checked(target, sites)
@@ -164,11 +166,7 @@ def _combinations(target: Target, names: tuple[str, ...]) -> _Combinations:
 
 
 def _checked(target: Target, sites: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(sites, str) or not isinstance(sites, Iterable):
-        raise TypeError(f"`sites` must be a sequence of names, but is {sites!r}: write `['z']`")
-    names = tuple(sorted(set(sites)))
-    if not names:
-        raise ValueError("`sites` is empty: name at least one discrete site")
+    names = tuple(sorted(names_of_sites(sites, "['z']", "discrete site")))
     unknown = [name for name in names if name not in target.supports]
     if unknown:
         raise ValueError(

@@ -56,7 +56,7 @@ class extend(eqx.Module):
         before = population.particles
         kept = None if self.reference is None else jax.tree.map(lambda leaf: leaf[step], self.reference)
         # Frozen before they are weighted: else XLA draws the noise once for the particles and once for the weights.
-        particles = freeze(population.status, before, pin(model.mutate(key, step, before), kept))
+        particles = self.model.freeze(population.status, before, pin(model.mutate(key, step, before), kept))
         extended, info = absorb(population, model.log_potential(step, before, particles))
         return with_changes(extended, particles=particles), info
 

@@ -6,6 +6,7 @@ $\log|\det| = -\sum\Delta K$. So a proposal is accepted with probability $\min(1
 Robnik, Cohn-Gordon, Seljak (2025). The flow and its parts: `_microcanonical`.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -102,29 +103,11 @@ class AdjustedMCLMC(eqx.Module):
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "AdjustedMCLMC":
         """The same kernel with another step size and factor."""
-        return AdjustedMCLMC(
-            step_size,
-            self.num_steps,
-            factor,
-            self.jitter,
-            self.integrator,
-            self.dense,
-            self.check,
-            self.default_target_accept,
-        )
+        return dataclasses.replace(self, step_size=step_size, factor=factor)
 
     def short(self) -> "AdjustedMCLMC":
         """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
-        return AdjustedMCLMC(
-            self.step_size,
-            jnp.ones_like(self.num_steps),
-            self.factor,
-            False,
-            self.integrator,
-            self.dense,
-            False,
-            self.default_target_accept,
-        )
+        return dataclasses.replace(self, num_steps=jnp.ones_like(self.num_steps), jitter=False, check=False)
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
         """The state at `position`.

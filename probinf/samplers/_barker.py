@@ -11,6 +11,7 @@ explodes, costs acceptances and no more. Livingstone, Zanella (2022), algorithms
 Livingstone, Zanella (2023).
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -73,7 +74,7 @@ class Barker(eqx.Module):
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "Barker":
         """The same kernel with another step size and factor."""
-        return Barker(step_size, factor, self.dense, self.check, self.default_target_accept)
+        return dataclasses.replace(self, step_size=step_size, factor=factor)
 
     def short(self) -> "Barker":
         """The cheapest kernel whose acceptance tells whether the step size is of the right order."""

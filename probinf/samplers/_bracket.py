@@ -14,7 +14,7 @@ Stepping out and shrinking are turns of one loop, with one evaluation each. So t
 not wait for the slowest at the end of each part, and kernels can leave a transition after any turn (`SteppedKernel`).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -28,7 +28,8 @@ from probinf.core._kernel import Point, evaluate, point_log_density
 from probinf.core._status import Status, flag, is_fatal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
-from probinf.samplers._mhg import MHGState
+from probinf.samplers._interleaved import SteppedKernel, whole_transition
+from probinf.samplers._mhg import MHGState, require_floating
 
 LARGEST_BOUND = 2**30  # two of them are counted in 32 bits
 
@@ -250,6 +251,55 @@ def conclude(target: Target, state: MHGState, transition: SliceTransition) -> tu
         status=transition.bits,
     )
     return MHGState(point, state.status | transition.bits), info
+
+
+class BracketKernel(eqx.Module):
+    """What slice samplers share: a `SteppedKernel` of which `draw` and `start` are missing.
+
+    Attributes:
+        width: [] of the first bracket.
+        max_shrinks: how many candidates are looked at.
+    """
+
+    title: ClassVar[str]
+    width: eqx.AbstractVar[Array]
+    max_shrinks: eqx.AbstractVar[int]
+
+    @property
+    def step_size(self) -> Array:
+        """What warm-up tunes to reach the acceptance rate."""
+        return self.width
+
+    @property
+    def default_target_accept(self) -> float:
+        """The share of candidates that warm-up aims at; between .5 and .7 the evaluations a draw are the fewest."""
+        return 0.6
+
+    def short(self) -> "BracketKernel":
+        """The cheapest kernel whose acceptance tells whether the width is of the right order."""
+        return self
+
+    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
+        """The state at `position`.
+
+        Raises:
+            TypeError: a leaf of `position` is not a floating-point array.
+        """
+        del key
+        require_floating(self.title, position)
+        return initial_state(target, position)
+
+    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, SliceInfo]:
+        """One transition."""
+        return whole_transition(key, cast(SteppedKernel, self), target, state)
+
+    def grow(self, target: Target, position: Position, transition: SliceTransition) -> SliceTransition:
+        """One evaluation: of an end of the bracket, or of a candidate."""
+        return advance(target, position, transition, self.max_shrinks)
+
+    def finish(self, target: Target, state: MHGState, transition: SliceTransition) -> tuple[MHGState, SliceInfo]:
+        """The new state, and what is told of the transition."""
+        return conclude(target, state, transition)
 
 
 def bound_of_loop(name: str, value: Any, least: int) -> int:

@@ -5,6 +5,7 @@ that `hmc` is too. In `sample` and `warmup` all chains draw n in common, so that
 (`_chees_tuner`) learns T. Hoffman, Radul, Sountsov (2021).
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -42,11 +43,7 @@ class ChEESHMC(eqx.Module):
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "ChEESHMC":
         """The same kernel with another step size and factor."""
-        return self.with_length(step_size, self.trajectory_length, factor)
-
-    def with_length(self, step_size: Array, trajectory_length: Array, factor: Factor | None) -> "ChEESHMC":
-        """The same kernel with other numbers."""
-        return ChEESHMC(step_size, trajectory_length, factor, self.max_steps, self.dense, self.default_target_accept)
+        return dataclasses.replace(self, step_size=step_size, factor=factor)
 
     def short(self) -> HMC:
         """One leapfrog step, whose acceptance tells whether the step size is of the right order."""

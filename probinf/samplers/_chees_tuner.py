@@ -11,6 +11,7 @@ averaging of the harmonic mean of the acceptance rates, so that the worst chains
 windows of Stan.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -188,7 +189,7 @@ class CheesTuner(eqx.Module):
     def kernel(self, state: CheesState) -> MeasuredHMC:
         """With the step size and the length to try next."""
         step_size, length = jnp.exp(state.stan.averaging.log_step), jnp.exp(state.log_length)
-        return MeasuredHMC(self.stan.initial.with_length(step_size, length, state.stan.factor).as_hmc())
+        return MeasuredHMC(self._tuned(state, step_size, length).as_hmc())
 
     def update(self, transition: Transition, state: CheesState) -> CheesState:
         """One step of Adam, and of what `StanTuner` learns."""
@@ -217,7 +218,12 @@ class CheesTuner(eqx.Module):
     def result(self, state: CheesState) -> Any:
         """With the averages of step size and length."""
         step_size, length = jnp.exp(state.stan.averaging.log_average), jnp.exp(state.log_average)
-        return self.stan.initial.with_length(step_size, length, state.stan.factor)
+        return self._tuned(state, step_size, length)
+
+    def _tuned(self, state: CheesState, step_size: Array, length: Array) -> Any:
+        return dataclasses.replace(
+            self.stan.initial, step_size=step_size, trajectory_length=length, factor=state.stan.factor
+        )
 
 
 def criterion_gradient(

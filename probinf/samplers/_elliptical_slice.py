@@ -13,8 +13,9 @@ $L^\lambda$ up to a constant. Of any other it is what it is, so that no Gaussian
 2014, use that for a Gaussian near the posterior).
 """
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -27,25 +28,21 @@ from probinf.core._normal import standard_normal
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._bracket import (
+    BracketKernel,
     BracketNoise,
     Ellipse,
-    SliceInfo,
     SliceTransition,
-    advance,
     begin,
     bound_of_loop,
-    conclude,
     draw_bracket,
-    initial_state,
 )
 from probinf.samplers._factor import Factor, check_dimension, factor_of, require_positive, times
-from probinf.samplers._interleaved import whole_transition
-from probinf.samplers._mhg import MHGState, require_floating
+from probinf.samplers._mhg import MHGState
 
 FULL_TURN = 2 * math.pi
 
 
-class EllipticalSlice(eqx.Module):
+class EllipticalSlice(BracketKernel):
     """The kernel made by `elliptical_slice`.
 
     Attributes:
@@ -56,16 +53,12 @@ class EllipticalSlice(eqx.Module):
         max_shrinks: how many candidates are looked at.
     """
 
+    title: ClassVar[str] = "elliptical slice sampling"
     width: Array
     mean: Any = None
     root: Factor | None = None
     whitening: Factor | None = None
     max_shrinks: int = eqx.field(static=True, default=100)
-
-    @property
-    def step_size(self) -> Array:
-        """What warm-up tunes to reach the acceptance rate."""
-        return self.width
 
     @property
     def factor(self) -> None:
@@ -77,33 +70,10 @@ class EllipticalSlice(eqx.Module):
         """Whether warm-up learns a full matrix: it learns none."""
         return False
 
-    @property
-    def default_target_accept(self) -> float:
-        """The share of candidates that warm-up aims at; between .5 and .7 the evaluations a draw are the fewest."""
-        return 0.6
-
     def tuned(self, step_size: Array, factor: Any) -> "EllipticalSlice":
         """The same kernel with another width; it has no use for the factor."""
         del factor
-        return EllipticalSlice(step_size, self.mean, self.root, self.whitening, self.max_shrinks)
-
-    def short(self) -> "EllipticalSlice":
-        """The cheapest kernel whose acceptance tells whether the width is of the right order."""
-        return self
-
-    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
-        """The state at `position`.
-
-        Raises:
-            TypeError: a leaf of `position` is not a floating-point array.
-        """
-        del key
-        require_floating("elliptical slice sampling", position)
-        return initial_state(target, position)
-
-    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, SliceInfo]:
-        """One transition."""
-        return whole_transition(key, self, target, state)
+        return dataclasses.replace(self, width=step_size)
 
     def draw(self, key: PRNGKey, state: MHGState) -> tuple[Float[Array, " d"], BracketNoise]:
         """Standard normal numbers, and what decides of the bracket."""
@@ -129,14 +99,6 @@ class EllipticalSlice(eqx.Module):
         squares = jnp.stack([jnp.sum(u * u), jnp.sum(u * n), jnp.sum(n * n)])
         ellipse = Ellipse(centre, x - centre, times(self.root, n), squares)
         return begin(bracket, target, state, ellipse, jnp.minimum(self.width.astype(x.dtype), FULL_TURN), 0)
-
-    def grow(self, target: Target, position: Position, transition: SliceTransition) -> SliceTransition:
-        """One evaluation, of a candidate."""
-        return advance(target, position, transition, self.max_shrinks)
-
-    def finish(self, target: Target, state: MHGState, transition: SliceTransition) -> tuple[MHGState, SliceInfo]:
-        """The new state, and what is told of the transition."""
-        return conclude(target, state, transition)
 
 
 def elliptical_slice(

@@ -6,6 +6,7 @@ $x \mathrel{+}= \epsilon L z$, $z \mathrel{+}= \tfrac\epsilon2 L^\top g(x)$ with
 shears, so the determinant is 1. Duane et al. (1987); Neal (2011).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -157,19 +158,11 @@ class HMC(eqx.Module):
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "HMC":
         """The same kernel with another step size and factor."""
-        return HMC(step_size, self.num_steps, factor, self.jitter, self.dense, self.check, self.default_target_accept)
+        return dataclasses.replace(self, step_size=step_size, factor=factor)
 
     def short(self) -> "HMC":
         """The cheapest kernel whose acceptance tells whether the step size is of the right order."""
-        return HMC(
-            self.step_size,
-            jnp.ones_like(self.num_steps),
-            self.factor,
-            False,
-            self.dense,
-            False,
-            self.default_target_accept,
-        )
+        return dataclasses.replace(self, num_steps=jnp.ones_like(self.num_steps), jitter=False, check=False)
 
     def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
         """The state at `position`.

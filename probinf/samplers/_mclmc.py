@@ -98,10 +98,6 @@ class MCLMC(eqx.Module):
     integrator: str = eqx.field(static=True, default="minimal norm")
     dense: bool = eqx.field(static=True, default=False)
 
-    def with_lengths(self, step_size: Array, decoherence: Array, factor: Factor | None) -> "MCLMC":
-        """The same kernel with other tunables."""
-        return MCLMC(step_size, decoherence, self.energy_variance, factor, self.integrator, self.dense)
-
     def tuner(self, num_steps: int, target_accept: float | None) -> MCLMCTuner:
         """The tuner of a warm-up of `num_steps` steps; see `_mclmc_tuning`.
 

@@ -13,6 +13,7 @@ $0.4\,\epsilon\,\tau$. Robnik, De Luca, Silverstein, Seljak (2023), appendix; ba
 biases cancel: Vats, Flegal (2022). All sums are over all chains.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -208,7 +209,7 @@ class MCLMCTuner(eqx.Module):
 
     def kernel(self, state: Learned) -> Any:
         """With the present step size and factor."""
-        return self.start.with_lengths(jnp.exp(state.search.log_step), self.start.decoherence, state.factor)
+        return dataclasses.replace(self.start, step_size=jnp.exp(state.search.log_step), factor=state.factor)
 
     def update(self, transition: Transition, state: Learned) -> Learned:
         """The state after a step."""
@@ -246,7 +247,7 @@ class MCLMCTuner(eqx.Module):
         length = MEMORY_SHARE * step_size * time / math.sqrt(rows.shape[1])
         known = jnp.isfinite(length) & (self.num_steps - self.settled >= SHORTEST_MEASUREMENT)
         decoherence = jnp.where(known, length.astype(self.start.decoherence.dtype), self.start.decoherence)
-        return self.start.with_lengths(step_size, decoherence, state.factor)
+        return dataclasses.replace(self.start, step_size=step_size, decoherence=decoherence, factor=state.factor)
 
     def _length(self, num_chains: int) -> Int[Array, ""]:
         """Of a short batch: two of them are at most half of the measurement."""

@@ -11,6 +11,7 @@ Every step is alike: subtrajectories that end at a point are checked against $\l
 (Phan, Pradhan, Jankowiak 2019; Lao, Dillon 2020), so there is no recursion, and a trajectory can be left at any step.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -160,7 +161,7 @@ class NUTS(eqx.Module):
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "NUTS":
         """The same kernel with another step size and factor."""
-        return NUTS(step_size, factor, self.max_depth, self.dense, self.default_target_accept)
+        return dataclasses.replace(self, step_size=step_size, factor=factor)
 
     def short(self) -> HMC:
         """One leapfrog step, whose acceptance tells whether the step size is of the right order."""

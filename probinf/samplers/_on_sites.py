@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from probinf.core._arguments import names_of_sites
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Kernel, Point, evaluate
 from probinf.core._target import Target
@@ -135,13 +136,5 @@ def on_sites(kernel: Kernel, sites: Iterable[str]) -> OnSites:
     """
     if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, with methods `init` and `step`, but is {kernel!r}: try `nuts()`")
-    if isinstance(sites, str) or not isinstance(sites, Iterable):
-        raise TypeError(f"`sites` must be a sequence of names, but is {sites!r}: write `['beta']`")
-    names = tuple(sites)
-    if not names:
-        raise ValueError("`sites` is empty: name at least one site, or run the kernel itself for all of them")
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`sites` must be names, but is {list(names)!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`sites` names a site twice: {list(names)}")
+    names = names_of_sites(sites, "['beta']", "site, or run the kernel itself for all of them")
     return OnSites(kernel, names)

@@ -7,7 +7,8 @@ The field calls the method slice sampling. `slice`, as in PyMC, would hide a fun
 the name of another method, which draws from the density along the line exactly.
 """
 
-from typing import Any, Literal
+import dataclasses
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -18,27 +19,23 @@ from jaxtyping import Array, Float
 from probinf.core._fast_key import fast_key
 from probinf.core._normal import standard_normal
 from probinf.core._target import Target
-from probinf.core._types import Position, PRNGKey
+from probinf.core._types import PRNGKey
 from probinf.samplers._bracket import (
+    BracketKernel,
     BracketNoise,
     Line,
-    SliceInfo,
     SliceTransition,
-    advance,
     begin,
     bound_of_loop,
-    conclude,
     draw_bracket,
-    initial_state,
 )
 from probinf.samplers._factor import Factor, check_dimension, factor_of, require_positive, times
-from probinf.samplers._interleaved import whole_transition
-from probinf.samplers._mhg import MHGState, require_floating
+from probinf.samplers._mhg import MHGState
 
 DIRECTIONS = ("random", "coordinates")
 
 
-class SliceSampling(eqx.Module):
+class SliceSampling(BracketKernel):
     """The kernel made by `slice_sampling`.
 
     Attributes:
@@ -50,6 +47,7 @@ class SliceSampling(eqx.Module):
         dense: whether warm-up learns a full matrix.
     """
 
+    title: ClassVar[str] = "slice sampling"
     width: Array
     factor: Factor | None = None
     directions: str = eqx.field(static=True, default="random")
@@ -57,37 +55,9 @@ class SliceSampling(eqx.Module):
     max_shrinks: int = eqx.field(static=True, default=100)
     dense: bool = eqx.field(static=True, default=False)
 
-    @property
-    def step_size(self) -> Array:
-        """What warm-up tunes to reach the acceptance rate."""
-        return self.width
-
-    @property
-    def default_target_accept(self) -> float:
-        """The share of candidates that warm-up aims at; between .5 and .7 the evaluations a draw are the fewest."""
-        return 0.6
-
     def tuned(self, step_size: Array, factor: Factor | None) -> "SliceSampling":
         """The same kernel with another width and factor."""
-        return SliceSampling(step_size, factor, self.directions, self.max_expansions, self.max_shrinks, self.dense)
-
-    def short(self) -> "SliceSampling":
-        """The cheapest kernel whose acceptance tells whether the width is of the right order."""
-        return self
-
-    def init(self, key: PRNGKey, target: Target, position: Position) -> MHGState:
-        """The state at `position`.
-
-        Raises:
-            TypeError: a leaf of `position` is not a floating-point array.
-        """
-        del key
-        require_floating("slice sampling", position)
-        return initial_state(target, position)
-
-    def step(self, key: PRNGKey, target: Target, state: MHGState) -> tuple[MHGState, SliceInfo]:
-        """One transition."""
-        return whole_transition(key, self, target, state)
+        return dataclasses.replace(self, width=step_size, factor=factor)
 
     def draw(self, key: PRNGKey, state: MHGState) -> tuple[Float[Array, " d"], BracketNoise]:
         """A direction, and what decides of the bracket."""
@@ -109,14 +79,6 @@ class SliceSampling(eqx.Module):
         check_dimension(self.factor, x.size)
         line = Line(x, times(self.factor, direction))
         return begin(bracket, target, state, line, self.width.astype(x.dtype), self.max_expansions)
-
-    def grow(self, target: Target, position: Position, transition: SliceTransition) -> SliceTransition:
-        """One evaluation: of an end of the bracket, or of a candidate."""
-        return advance(target, position, transition, self.max_shrinks)
-
-    def finish(self, target: Target, state: MHGState, transition: SliceTransition) -> tuple[MHGState, SliceInfo]:
-        """The new state, and what is told of the transition."""
-        return conclude(target, state, transition)
 
     def _direction(self, key: PRNGKey, x: Float[Array, " d"]) -> Float[Array, " d"]:
         """A unit vector, drawn without looking at the position."""

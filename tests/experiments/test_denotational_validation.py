@@ -54,6 +54,7 @@ def verdicts(faults):
         return each(run_planted, [by_name(fault) for fault in faults])
 
 
+@pytest.mark.slow
 def test_planted_faults_are_caught() -> None:
     for verdict in verdicts(CHEAP):
         assert verdict.caught, verdict

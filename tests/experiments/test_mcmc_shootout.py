@@ -218,6 +218,7 @@ def only(*failed):
     return [i not in failed for i in range(NUM_CLAIMS)]
 
 
+@pytest.mark.slow
 class TestClaims:
     def test_perfect_samplers_pass(self, metrics):
         _, outcome = metrics

@@ -39,6 +39,7 @@ def assert_close(errors, bias):
     return error
 
 
+@pytest.mark.slow
 def test_skewed_posterior_and_evidence():
     target, exact, means = skewed()
     errors, out = log_errors(target, exact)

@@ -156,7 +156,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
         return new
 
     monkeypatch.setattr("probinf.samplers._slice.begin", broken_begin)
-    monkeypatch.setattr("probinf.samplers._slice.advance", broken_advance)
+    monkeypatch.setattr("probinf.samplers._bracket.advance", broken_advance)
 
 
 @pytest.mark.parametrize("fault", ["one side", "not placed", "level", "wrong side", "unseen"])

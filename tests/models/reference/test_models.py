@@ -314,6 +314,7 @@ def schools_exactly() -> dict[str, tuple[float, float]]:
     return exact | {f"theta[{j + 1}]": (float(means[j]), float(sds[j])) for j in range(8)}
 
 
+@pytest.mark.slow
 def test_eight_schools_by_hmc_agrees_with_quadrature(key: Any) -> None:
     # 20 comparisons at 4 standard errors: a false alarm with probability at most 1.3e-3 for a new seed. A mean that is
     # off by 8 of them, about .1 of its sd here, passes with probability below 4e-5.
