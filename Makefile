@@ -27,15 +27,15 @@ help:
 # One stamp for each set of packages: a second `make` installs nothing until pyproject.toml changes.
 $(VENV)/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable ".[llm]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[llm,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[test,dev]"
+	$(PIP) --editable ".[llm,test,dev]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

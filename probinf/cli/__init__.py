@@ -1,4 +1,4 @@
-"""The command line: `probinf list`, `run`, `report`, `doctor`."""
+"""The command line: `probinf list`, `run`, `report`, `generate`, `check`, `doctor`."""
 
 from probinf.cli._app import app as app
 from probinf.cli._app import main as main

@@ -18,6 +18,7 @@ from rich.table import Table
 from probinf.cli._cache import enable_cache
 from probinf.cli._check import BadNameError, load_kernel
 from probinf.cli._doctor import checks, facts
+from probinf.cli._generate import generate
 from probinf.core import InferenceError
 from probinf.experiments import (
     CERTIFICATES,
@@ -162,6 +163,9 @@ def check(
     broken = [name for name, report in reports.items() if not report.passed]
     if broken:
         _stop(f"failed: {', '.join(broken)}", code=1)
+
+
+app.command()(generate)
 
 
 def _conclude(outcome: Outcome) -> None:

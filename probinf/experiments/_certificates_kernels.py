@@ -1,5 +1,6 @@
 """Certificates of Markov kernels."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from probinf import samplers, validity
 from probinf.core import Kernel, Target, categorical, choose, standard_normal
 from probinf.experiments._tour_validity import scaling
+from probinf.samplers import LowRankFactor
 from probinf.validity import Report
 
 CHAINS = 20_000
@@ -130,10 +132,16 @@ def _dense() -> Kernel:
     return samplers.hmc(0.5, 3, inverse_mass_matrix=jnp.array([[1.0, 0.3], [0.3, 0.6]]))
 
 
+def _low_rank() -> Kernel:
+    scales, direction = jnp.array([1.0, 0.8]), jnp.array([[0.6], [0.8]])
+    return dataclasses.replace(samplers.hmc(0.5, 3), factor=LowRankFactor(scales, direction, jnp.array([0.7])))
+
+
 KERNELS: Mapping[str, Callable[[], Report]] = {
     **everywhere("random_walk", lambda: samplers.random_walk(1.0)),
     **everywhere("hmc", lambda: samplers.hmc(0.5, 3)),
     "hmc, full matrix": checked(_dense),
+    "hmc, low rank": checked(_low_rank),
     "random_walk, float32": _single(lambda: samplers.random_walk(1.0)),
     "hmc, float32": _single(lambda: samplers.hmc(0.5, 3)),
     **everywhere("mala", lambda: samplers.mala(0.8)),

@@ -35,6 +35,7 @@ from probinf.samplers._hmc import HMC as HMC
 from probinf.samplers._hmc import hmc as hmc
 from probinf.samplers._importance import ImportanceResult as ImportanceResult
 from probinf.samplers._importance import importance as importance
+from probinf.samplers._low_rank import LowRankFactor as LowRankFactor
 from probinf.samplers._mala import mala as mala
 from probinf.samplers._mclmc import MCLMC as MCLMC
 from probinf.samplers._mclmc import MCLMCInfo as MCLMCInfo

@@ -186,6 +186,11 @@ class TunableRepeated(eqx.Module):
         return self.kernel.dense
 
     @property
+    def rank(self) -> int:
+        """How many directions warm-up learns beside the diagonal."""
+        return getattr(self.kernel, "rank", 0)
+
+    @property
     def default_target_accept(self) -> float:
         """The acceptance rate that warm-up aims at."""
         return self.kernel.default_target_accept

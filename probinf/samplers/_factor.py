@@ -1,4 +1,4 @@
-r"""Linear factors $L$ of symmetric positive matrices $S = LL^\top$, diagonal or full, as array leaves of kernels.
+r"""Linear factors $L$ of symmetric positive matrices $S = LL^\top$: diagonal, full, or of low rank beside a diagonal.
 
 Kernels keep the factor rather than the matrix: drawing $N(0, S)$ and moving in the coordinates $L^{-1}x$ then need
 one product, and nothing is decomposed while sampling.
@@ -13,8 +13,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from probinf.core import is_concrete
+from probinf.samplers._low_rank import LowRankFactor
 
-Factor = Float[Array, " d"] | Float[Array, "d d"]
+Factor = Float[Array, " d"] | Float[Array, "d d"] | LowRankFactor
 
 
 def require_positive(name: str, value: Any) -> Array:
@@ -79,6 +80,8 @@ def times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d
     if factor is None:
         return vector
     factor = factor.astype(vector.dtype)
+    if isinstance(factor, LowRankFactor):
+        return factor.times(vector)
     # Not `factor @ vector`: XLA rounds a matrix product by the number of chains on a device, and draws would depend
     # on how many devices there are. Nor a sum over axis 1: with jaxlib 0.10.2 XLA miscompiles it on CPU for some
     # batch sizes (3 x 3 at a batch of 11,000 .. 30,000; right again in 0.12).
@@ -90,6 +93,8 @@ def solve_rows(factor: Factor | None, rows: Float[Array, "n d"]) -> Float[Array,
     if factor is None:
         return rows
     factor = factor.astype(rows.dtype)
+    if isinstance(factor, LowRankFactor):
+        return jax.vmap(factor.solve)(rows)
     if factor.ndim == 1:
         return rows / factor[None, :]
     return jax.scipy.linalg.solve_triangular(factor, rows.T, lower=True).T
@@ -97,4 +102,6 @@ def solve_rows(factor: Factor | None, rows: Float[Array, "n d"]) -> Float[Array,
 
 def transposed_times(factor: Factor | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
     r"""$L^\top v$, with L the identity for None."""
+    if isinstance(factor, LowRankFactor):
+        return factor.astype(vector.dtype).transposed_times(vector)
     return times(factor if factor is None or factor.ndim == 1 else factor.T, vector)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from probinf.core._arguments import whole_number
 from probinf.core._effects import is_concrete
 from probinf.core._fast_key import fast_key
 from probinf.core._kernel import Point, evaluate, point_gradient
@@ -141,11 +142,12 @@ class HMC(eqx.Module):
     Attributes:
         step_size: [] leapfrog step.
         num_steps: [] int32, (largest) number of leapfrog steps.
-        factor: L with inverse mass matrix L L', `[d]`, `[d, d]`, or None for the identity.
+        factor: L with inverse mass matrix L L', `[d]`, `[d, d]`, a `LowRankFactor`, or None for the identity.
         jitter: whether the number of steps is uniform on 1 .. num_steps.
         dense: whether warm-up learns a full matrix.
         check: as for `mhg`.
         default_target_accept: the acceptance rate that warm-up aims at.
+        rank: how many directions warm-up learns beside the diagonal.
     """
 
     step_size: Array
@@ -155,6 +157,7 @@ class HMC(eqx.Module):
     dense: bool = eqx.field(static=True, default=False)
     check: bool = eqx.field(static=True, default=False)
     default_target_accept: float = eqx.field(static=True, default=0.8)
+    rank: int = eqx.field(static=True, default=0)
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "HMC":
         """The same kernel with another step size and factor."""
@@ -190,6 +193,7 @@ def hmc(
     inverse_mass_matrix: Any = None,
     jitter: bool = True,
     dense: bool = False,
+    rank: int = 0,
     check: bool = False,
     target_accept: float = 0.8,
 ) -> HMC:
@@ -206,6 +210,8 @@ def hmc(
         jitter: draws the number of steps of each transition uniformly from 1 .. num_steps. A fixed length can be a
             multiple of a period of the target, whose coordinates then never move (Gaussians).
         dense: whether warm-up learns a full matrix; implied by a full `inverse_mass_matrix`.
+        rank: how many directions warm-up learns beside the diagonal, from draws and gradients (nutpie's matrix); for
+            many correlated coordinates, where a full matrix would cost d^2 numbers. 0 is none.
         check: as for `mhg`.
         target_accept: the acceptance rate in (0, 1) that warm-up aims at unless it is told another.
 
@@ -214,8 +220,9 @@ def hmc(
         not positive makes every step a flagged rejection.
 
     Raises:
-        ValueError: `step_size` not finite and positive, `num_steps` below 1, a wrong or indefinite matrix.
-        TypeError: `num_steps` is not an integer.
+        ValueError: `step_size` not finite and positive, `num_steps` below 1, a wrong or indefinite matrix, `rank` below
+            0, or above it with a full matrix.
+        TypeError: `num_steps` or `rank` is not an integer.
     """
     if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer) or isinstance(num_steps, bool):
         raise TypeError(f"`num_steps` must be an integer, but is {num_steps!r}")
@@ -225,5 +232,8 @@ def hmc(
     full = dense or (factor is not None and factor.ndim == 2)
     if not isinstance(target_accept, float) or not 0 < target_accept < 1:
         raise ValueError(f"`target_accept` is {target_accept!r}; needed a number between 0 and 1, such as 0.8")
+    rank = whole_number("rank", rank)
+    if rank and full:
+        raise ValueError(f"`rank` is {rank}, but a full matrix is learned: take one of `rank` and `dense`")
     size = require_positive("step_size", step_size)
-    return HMC(size, jnp.asarray(num_steps, jnp.int32), factor, jitter, full, check, target_accept)
+    return HMC(size, jnp.asarray(num_steps, jnp.int32), factor, jitter, full, check, target_accept, rank)

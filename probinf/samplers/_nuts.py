@@ -147,10 +147,11 @@ class NUTS(eqx.Module):
 
     Attributes:
         step_size: [] leapfrog step.
-        factor: L with inverse mass matrix L L', `[d]`, `[d, d]`, or None for the identity.
+        factor: L with inverse mass matrix L L', `[d]`, `[d, d]`, a `LowRankFactor`, or None for the identity.
         max_depth: bound of the doublings.
         dense: whether warm-up learns a full matrix.
         default_target_accept: the acceptance rate that warm-up aims at.
+        rank: how many directions warm-up learns beside the diagonal.
     """
 
     step_size: Array
@@ -158,6 +159,7 @@ class NUTS(eqx.Module):
     max_depth: int = eqx.field(static=True, default=10)
     dense: bool = eqx.field(static=True, default=False)
     default_target_accept: float = eqx.field(static=True, default=0.8)
+    rank: int = eqx.field(static=True, default=0)
 
     def tuned(self, step_size: Array, factor: Factor | None) -> "NUTS":
         """The same kernel with another step size and factor."""
@@ -382,6 +384,7 @@ def nuts(
     inverse_mass_matrix: Any = None,
     max_depth: int = 10,
     dense: bool = False,
+    rank: int = 0,
     target_accept: float = 0.8,
 ) -> NUTS:
     """The no-U-turn sampler: Hamiltonian trajectories that end where they would turn back.
@@ -396,17 +399,21 @@ def nuts(
         inverse_mass_matrix: as for `hmc`; warm-up learns it.
         max_depth: bound of the doublings, so that a trajectory has at most 2^max_depth points; static.
         dense: whether warm-up learns a full matrix; implied by a full `inverse_mass_matrix`.
+        rank: as for `hmc`.
         target_accept: the acceptance rate in (0, 1) that warm-up aims at unless it is told another.
 
     Returns:
         A `Kernel` with the array leaves `step_size` and `factor`.
 
     Raises:
-        ValueError: `step_size` not finite and positive, `max_depth` not in 1 .. 20, a wrong or indefinite matrix.
-        TypeError: `max_depth` is not an integer.
+        ValueError: `step_size` not finite and positive, `max_depth` not in 1 .. 20, a wrong or indefinite matrix,
+            `rank` below 0, or above it with a full matrix.
+        TypeError: `max_depth` or `rank` is not an integer.
     """
-    like = hmc(step_size, 1, inverse_mass_matrix=inverse_mass_matrix, dense=dense, target_accept=target_accept)
+    like = hmc(
+        step_size, 1, inverse_mass_matrix=inverse_mass_matrix, dense=dense, rank=rank, target_accept=target_accept
+    )
     depth = whole_number("max_depth", max_depth, 1)
     if depth > LARGEST_DEPTH:
         raise ValueError(f"`max_depth` is {depth}; needed at most {LARGEST_DEPTH}, which is a million steps")
-    return NUTS(like.step_size, like.factor, depth, like.dense, target_accept)
+    return NUTS(like.step_size, like.factor, depth, like.dense, target_accept, like.rank)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import Kernel
@@ -18,7 +18,6 @@ from probinf.core._types import PRNGKey
 from probinf.samplers._adaptation import (
     LARGEST_LOG_STEP,
     DualAveraging,
-    Welford,
     Windows,
     regularised_factor,
     stan_windows,
@@ -68,15 +67,15 @@ class StanState(NamedTuple):
 
     Attributes:
         averaging: of the step size.
-        welford: moments of the present window.
+        moments: of the present window.
         factor: in use.
         rate_sum, rate_num: [] acceptance rates of the present step of warm-up.
         due: [] bool, whether the step size is searched for before the next step.
     """
 
     averaging: DualAveraging
-    welford: Welford
-    factor: Array
+    moments: Any
+    factor: Any
     rate_sum: Array
     rate_num: Array
     due: Array
@@ -98,13 +97,27 @@ class StanTuner(eqx.Module):
     def begin(self, positions: PyTree) -> StanState:
         """The kernel's own step size and matrix."""
         rows = as_rows(positions)
-        dimension, dtype, dense = rows.shape[1], rows.dtype, self.initial.dense
-        factor = jnp.ones(dimension, dtype) if self.initial.factor is None else self.initial.factor.astype(dtype)
-        if dense and factor.ndim == 1:
-            factor = jnp.diag(factor)
-        averaging = start_averaging(self.initial.step_size.astype(dtype))
-        welford, zero = start_welford(dimension, dense=dense, dtype=dtype), jnp.zeros((), dtype)
-        return StanState(averaging, welford, factor, zero, zero, jnp.ones((), bool))
+        averaging = start_averaging(self.initial.step_size.astype(rows.dtype))
+        zero = jnp.zeros((), rows.dtype)
+        return StanState(averaging, self.no_moments(rows), self.first_factor(rows), zero, zero, jnp.ones((), bool))
+
+    def first_factor(self, rows: Float[Array, "n d"]) -> Any:
+        """The kernel's own, or the identity."""
+        factor, dtype = self.initial.factor, rows.dtype
+        factor = jnp.ones(rows.shape[1], dtype) if factor is None else factor.astype(dtype)
+        return jnp.diag(factor) if self.initial.dense and factor.ndim == 1 else factor
+
+    def no_moments(self, rows: Float[Array, "n d"]) -> Any:
+        """Of no positions yet."""
+        return start_welford(rows.shape[1], dense=self.initial.dense, dtype=rows.dtype)
+
+    def collect(self, moments: Any, transition: Transition, use: Bool[Array, " n"]) -> Any:
+        """With the positions of a transition."""
+        return update_welford(moments, as_rows(transition.positions), use)
+
+    def estimate(self, moments: Any, old: Any) -> Any:
+        """The factor; the old one where the positions are too few."""
+        return regularised_factor(moments, old)
 
     def prepare(self, key: PRNGKey, trial: Trial, state: StanState) -> StanState:
         """A step size of the right order, from which averaging starts anew."""
@@ -154,12 +167,13 @@ class StanTuner(eqx.Module):
 
         index = transition.index
         learning = (index >= self.windows.start) & (index < self.windows.stop)
-        welford = update_welford(state.welford, as_rows(transition.positions), use & learning)
+        moments = self.collect(state.moments, transition, use & learning)
         at_end = over & jnp.any(index == self.windows.ends)
-        factor = jax.lax.cond(at_end, regularised_factor, lambda _, old: old, welford, state.factor)
-        welford = jax.tree.map(lambda a: jnp.where(at_end, jnp.zeros_like(a), a), welford)
+        # In a lambda, since `cond` hashes its branches and a bound method of a module with arrays has no hash.
+        factor = jax.lax.cond(at_end, lambda m, old: self.estimate(m, old), lambda _, old: old, moments, state.factor)
+        moments = jax.tree.map(lambda a: jnp.where(at_end, jnp.zeros_like(a), a), moments)
         rate_sum, rate_num = jnp.where(over, 0, rate_sum), jnp.where(over, 0, rate_num)
-        return StanState(averaging, welford, factor, rate_sum, rate_num, at_end)
+        return StanState(averaging, moments, factor, rate_sum, rate_num, at_end)
 
     def result(self, state: StanState) -> Any:
         """With the average of the step sizes."""

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._adaptation import LARGEST_LOG_STEP, start_averaging, tree_sum
+from probinf.samplers._low_rank_tuner import refuse_rank
 from probinf.samplers._stan_tuner import MAX_DOUBLINGS, StanState, StanTuner, TunableKernel, stan_tuner
 from probinf.samplers._tempering_ladder import tuned_inverse_temperatures
 from probinf.samplers._tuner import HasTuner, Transition, Trial, pooled_mean
@@ -171,6 +172,7 @@ def tempering_tuner(tempering: Any, num_steps: int, target_accept: float | None)
     kernels = None
     # A tuner of the kernel's own would make trials of its own kernel, and not of tempering.
     if isinstance(inner, TunableKernel) and not isinstance(inner, HasTuner):
+        refuse_rank(inner)
         kernels = eqx.filter_vmap(lambda kernel: stan_tuner(kernel, num_steps, target_accept))(inner)
     lengths = [num_steps // 2**k for k in range(NUM_ROUNDS, 0, -1)]
     ends = [length - 1 if length >= SHORTEST_ROUND else -1 for length in lengths]

@@ -59,6 +59,7 @@ class Transition(NamedTuple):
         infos: what `step` of the tuner's kernel told, leading axis num_chains.
         before, positions: where chains were and are, leaves `[num_chains, ...]`.
         use: [num_chains] bool, chains that count: without a fatal status, and moved by this transition.
+        gradients: of the log density at `positions`, for a tuner whose `needs_gradients` is true; else None.
         over: [] bool, whether the step of warm-up ends with it. False only where chains are interleaved (see
             `SteppedKernel`): then a step has several of these, of other chains each, and `index` stays.
     """
@@ -69,6 +70,7 @@ class Transition(NamedTuple):
     positions: PyTree
     use: Array
     over: Array
+    gradients: PyTree = None
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from probinf.core._fast_key import fast_key, plain_key
+from probinf.core._kernel import point_gradient
 from probinf.core._status import is_fatal
 from probinf.core._target import Target
 from probinf.core._types import PRNGKey
@@ -80,9 +81,12 @@ class WarmupStep(eqx.Module):
         self, index: Int[Array, ""], infos: Any, before: PyTree, after: PyTree, use: Array, over: Array
     ) -> Transition:
         """With arrays on every device, so that what is computed from them is the same on any number."""
-        parts = (infos, before.position, after.position, use)
-        infos, before, positions, use = jax.tree.map(lambda values: gather(values, self.mesh), parts)
-        return Transition(index, infos, before, positions, use, over)
+        gradients = None
+        if getattr(self.tuner, "needs_gradients", False):
+            gradients = jax.vmap(point_gradient, (None, 0))(self.target, after.point)
+        parts = (infos, before.position, after.position, use, gradients)
+        infos, before, positions, use, gradients = jax.tree.map(lambda values: gather(values, self.mesh), parts)
+        return Transition(index, infos, before, positions, use, over, gradients)
 
 
 class PlainWarmupStep(eqx.Module):

@@ -174,8 +174,8 @@ def test_a_transition_of_no_chain_teaches_nothing() -> None:
 
     for old, new in zip(jax.tree.leaves(state.averaging), jax.tree.leaves(after(False).averaging), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert int(after(False).welford.num) == 0
-    assert int(after(True).welford.num) == 2
+    assert int(after(False).moments.num) == 0
+    assert int(after(True).moments.num) == 2
     assert float(after(True).averaging.num) == 1
 
 
