@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks filters|tempered|mcmc|scaling|large [--quick] [--rounds R] [--out DIR]`."""
+"""The command line: `python -m benchmarks NAME [--quick] [--rounds R] [--out DIR]`, NAME one of `BENCHMARKS`."""
 
 import argparse
 import shlex
@@ -10,10 +10,18 @@ from benchmarks import _large, _scaling
 from benchmarks._harness import ROOT, machine
 from benchmarks._report import write
 from benchmarks.filters import _run as filters
+from benchmarks.llm import _run as llm
 from benchmarks.mcmc import _run as mcmc
 from benchmarks.tempered import _run as tempered
 
-BENCHMARKS = {"filters": filters, "tempered": tempered, "mcmc": mcmc, "scaling": _scaling, "large": _large}
+BENCHMARKS = {
+    "filters": filters,
+    "tempered": tempered,
+    "mcmc": mcmc,
+    "llm": llm,
+    "scaling": _scaling,
+    "large": _large,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

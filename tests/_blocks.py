@@ -421,3 +421,76 @@ def models_ensemble_kalman_filter() -> Block:
         return tuple(models.ensemble_kalman_filter(key, local_level(), ys, num_particles=64))
 
     return run, (KEY, vector(16))
+
+
+# --- models.lm and llm ---
+
+
+def _language_model(compute_dtype: str = "float32"):
+    from functools import partial
+
+    from probinf.models import lm
+
+    config = lm.LanguageModelConfig(16, 32, 2, 4, 2, 8, 64, 64, value_head=True)
+    init = partial(lm.init_language_model, config=config, dtype=jnp.bfloat16, compute_dtype=compute_dtype)
+    return jax.eval_shape(init, KEY)
+
+
+@block
+def models_lm_sequences() -> Block:
+    def run(model, tokens):
+        return jax.grad(lambda model: jnp.sum(jax.nn.logsumexp(model(tokens).logits, axis=-1)))(model)
+
+    return run, (_language_model(), vector(2, 12, dtype=jnp.int32))
+
+
+def _decoding(compute_dtype: str) -> Callable[[], Block]:
+    def build() -> Block:
+        model = _language_model(compute_dtype)
+
+        def run(model, prompt, length):
+            shared, _ = model.prefill(prompt, length)
+
+            def append(_, carry):
+                cache, token = carry
+                cache, out = model.advance(shared, cache, token[:, None], jnp.ones_like(token))
+                return cache, jnp.argmax(out.logits[:, 0], axis=-1).astype(jnp.int32)
+
+            start = model.empty_cache(4, 16), jnp.zeros(4, jnp.int32)
+            return jax.lax.fori_loop(0, 10, append, start)
+
+        return run, (model, vector(16, dtype=jnp.int32), vector(dtype=jnp.int32))
+
+    return build
+
+
+BLOCKS["models_lm_decoding"] = _decoding("float32")
+BLOCKS["models_lm_decoding_in_bfloat16"] = _decoding("bfloat16")
+
+
+@block
+def llm_potentials() -> Block:
+    from probinf import llm
+    from probinf.models.lm import LanguageModelConfig, init_language_model
+
+    config = LanguageModelConfig(
+        vocab_size=5, dim=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, hidden_dim=8, max_length=24,
+        value_head=True,
+    )  # fmt: skip
+    lm = llm.LM(init_language_model(jax.random.key(0), config))
+    mask = llm.intersect(llm.automaton([[0, 0, 0, 1, -1], [0, -1, 1, 1, 0]]), llm.ban_tokens([3], 5))
+
+    def run(prompt, tokens, count):
+        rows = count > 0
+        step = llm.StepView(
+            tokens=tokens, count=count, log_prob=-count.astype(jnp.float32), active=rows, finished=~rows,
+            all_tokens=tokens, length=count, last=jnp.asarray(True),
+        )  # fmt: skip
+        said = []
+        for potential in (llm.judge(lm, chunk=2), llm.process_reward(lm, "ratio"), llm.self_certainty()):
+            bound = potential.bind(llm.Prompt(prompt, jnp.asarray(2, jnp.int32)))
+            said.append(bound.update(bound.start(4, 6), step))
+        return said, mask.allowed(mask.advance(mask.start(4), tokens[:, 0]))
+
+    ints = jnp.int32
+    return run, (vector(3, dtype=ints), vector(4, 6, dtype=ints), vector(4, dtype=ints))

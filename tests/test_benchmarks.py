@@ -26,6 +26,8 @@ from benchmarks.filters import _bare, _probinf, _problems, _sharded, _targets
 from benchmarks.filters import _run as filters
 from benchmarks.filters._ar1 import jax_model
 from benchmarks.filters._problems import NAMES, grid_log_evidence, kalman_log_evidence, make_problem
+from benchmarks.llm import _probinf as llm_probinf
+from benchmarks.llm import _problems as llm_problems
 from benchmarks.mcmc import _densities, _diagnose
 from benchmarks.mcmc import _probinf as mcmc_probinf
 from benchmarks.mcmc import _problems as mcmc_problems
@@ -184,6 +186,21 @@ def test_our_tempered_adapter_agrees_with_the_exact_answers():
     errors = np.asarray([details()["mode_weight_error"] for _, details in found])
     assert abs(errors.mean()) < LIMIT_OF_30 * errors.std(ddof=1) / math.sqrt(len(errors))
     assert all(details()["num_temperatures"] > 1 for _, details in found)
+
+
+def test_our_language_model_adapter_has_the_exact_evidence():
+    problem = llm_problems.make_problem("chains", 3)
+    run = llm_probinf.prepare("particle_filter", problem, 32)
+    found = [run(seed) for seed in range(30)]
+    assert abs(_z_score([log_evidence for log_evidence, _ in found], 0.0)) < LIMIT_OF_30
+    assert all(details()["tokens"] == 32 * 3 * llm_problems.STEP for _, details in found)
+
+
+def test_systematic_resampling_of_the_loops_on_the_host():
+    log_weights = np.log([0.1, 0.4, 0.5]) + 7
+    assert llm_problems.systematic(0.25, log_weights).tolist() == [0, 1, 2]
+    assert llm_problems.systematic(0.99, np.array([0.0, -np.inf])).tolist() == [0, 0]
+    np.testing.assert_allclose(llm_problems.log_mean_exp(log_weights), 7 - np.log(3))
 
 
 def _competitor(variant: str = "count/eve/always") -> Competitor:

@@ -1,0 +1,1 @@
+"""The particle filter on the chains models, against loops on `transformers`."""
