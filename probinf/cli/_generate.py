@@ -49,7 +49,7 @@ def generate(
     ] = None,
     resampling: Annotated[str | None, typer.Option(help="Resampling scheme.", show_default="systematic")] = None,
     iterations: Annotated[
-        int | None, typer.Option(help="Passes of particle-gibbs, which keeps the texts of all.", show_default="16")
+        int | None, typer.Option(help="Passes of particle-gibbs and parallel-tempering.", show_default="16")
     ] = None,
     width: Annotated[
         int | None, typer.Option(help="Continuations that beam and dvts try of each text.", show_default="4")

@@ -13,31 +13,32 @@ from probinf import llm
 from probinf.cli._check import load as load_object
 from probinf.core import PRNGKey
 from probinf.llm._chains import extract as last_result
-from probinf.llm._gibbs import particle_gibbs
-from probinf.llm._independent import best_of_n, majority, weighted_majority
-from probinf.llm._search import beam, dvts
 from probinf.llm._selectors import AGGREGATES
 from probinf.llm._selectors import RULES as SELECTION_RULES
-from probinf.llm._tempered import entropic_filter, tempered_filter
 
 Extract = Callable[[str], Hashable | None]
 
 # A hyphen on the command line is an underscore in `llm`.
 METHODS: Mapping[str, Callable[..., Any]] = {
     "particle-filter": llm.particle_filter,
-    "tempered-filter": tempered_filter,
-    "entropic-filter": entropic_filter,
-    "particle-gibbs": particle_gibbs,
-    "best-of-n": best_of_n,
-    "majority": majority,
-    "weighted-majority": weighted_majority,
-    "beam": beam,
-    "dvts": dvts,
+    "tempered-filter": llm.tempered_filter,
+    "entropic-filter": llm.entropic_filter,
+    "waste-free": llm.waste_free,
+    "particle-gibbs": llm.particle_gibbs,
+    "parallel-tempering": llm.parallel_tempering,
+    "best-of-n": llm.best_of_n,
+    "majority": llm.majority,
+    "weighted-majority": llm.weighted_majority,
+    "beam": llm.beam,
+    "dvts": llm.dvts,
 }
 # Methods whose answer is one text, and not a law of texts, and the rule by which it is chosen.
 RULES = {"best-of-n": "argmax", "beam": "argmax", "dvts": "argmax"}
 # What a method must be told and the command line need not.
-_DEFAULTS: Mapping[str, dict[str, Any]] = {"particle-gibbs": {"num_iterations": 16}}
+_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "particle-gibbs": {"num_iterations": 16},
+    "parallel-tempering": {"num_iterations": 16},
+}
 # Arguments of the methods that are called otherwise on the command line, for messages.
 _RENAMED = {"num_particles": "particles", "num_iterations": "iterations"}
 

@@ -35,7 +35,7 @@ class Config:
         num_problems: of the chains task.
         most: independent solutions of each problem, for best-of-N and votes up to that N.
         methods: the filters and searches that are run beside them; "odds" is one of them.
-        particles: their N; 8 is one of them.
+        particles, reward_particles: their N, rated by the judge and by the reward model; 8 is one of them.
         evidence_problems, evidence_particles: runs of the judge's filter, for each N.
     """
 
@@ -46,6 +46,7 @@ class Config:
     most: int = 32
     methods: tuple[str, ...] = ("odds",)
     particles: tuple[int, ...] = (4, 8)
+    reward_particles: tuple[int, ...] = (8,)  # each N is one more program to compile
     evidence_problems: int = 1024
     evidence_particles: tuple[int, ...] = (32,)
 
@@ -54,11 +55,12 @@ SCALES: Mapping[str, Config] = {
     "quick": Config(),
     "full": Config(
         toy_particles=(2, 4, 8, 16, 32, 64),
-        num_problems=1024,
+        num_problems=512,
         most=256,
         methods=tuple(chains.METHODS),
         particles=(2, 4, 8, 16, 32, 64),
-        evidence_problems=4096,
+        reward_particles=(2, 4, 8, 16, 32, 64),
+        evidence_problems=2048,
         evidence_particles=(16, 64),
     ),
 }
@@ -93,18 +95,27 @@ def rated(key: PRNGKey, name: str, config: Config, workspace: Workspace) -> Part
     rating, models = chains.RATINGS[name], chains.load_models()
     task_key, run_key = jax.random.split(key)
     task = chains.draw_task(task_key, config.num_problems)
+    particles = config.particles if name == "judge" else config.reward_particles
     workspace.say(
         f"chains rated by {rating.short}: {config.most} independent solutions of {config.num_problems} problems"
     )
-    curves = chains.independent_curves(jax.random.clone(run_key), models, task, rating, _doublings(config.most))
+    solutions = chains.independent(
+        jax.random.clone(run_key),
+        models.proposer,
+        getattr(models, rating.model),
+        task,
+        config.most,
+        rating.aggregate,
+    )
+    curves = chains.independent_curves(solutions, _doublings(config.most))
     for method in checked_methods(config):
-        workspace.say(f"chains rated by {rating.short}: {method}, N = {', '.join(map(str, config.particles))}")
+        workspace.say(f"chains rated by {rating.short}: {method}, N = {', '.join(map(str, particles))}")
         curves[method] = {
             # Common random numbers: all methods draw from one key.
             count: chains.run_method(jax.random.clone(run_key), method, models, task, rating, count)
-            for count in config.particles
+            for count in particles
         }
-    metrics = summarise(rating, curves, config)
+    metrics = summarise(rating, curves, solutions.evidence, config)
     return Part(metrics, page.chains_section(workspace, name, metrics))
 
 
@@ -127,8 +138,8 @@ def _doublings(most: int) -> tuple[int, ...]:
 Curves = Mapping[str, Mapping[int, chains.Tally]]  # method -> N -> tally
 
 
-def summarise(rating: chains.Rating, curves: Curves, config: Config) -> dict[str, Any]:
-    """Curves with intervals, factors, and the headline comparison."""
+def summarise(rating: chains.Rating, curves: Curves, plain: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
+    """Curves with intervals, factors, the headline comparison, and evidences against `plain` ones, where there are."""
     baseline, filters = curves["best-of-n"], curves["odds"]
     few, many = filters[FEW].whole, baseline[MANY].whole
     return {
@@ -155,7 +166,7 @@ def summarise(rating: chains.Rating, curves: Curves, config: Config) -> dict[str
             "baseline": float(many.mean()),
             "difference": measure.difference(few, many),
         },
-        "targets": _targets(curves),
+        "targets": _targets(curves, plain),
     }
 
 
@@ -174,25 +185,28 @@ def _curve(row: Mapping[int, chains.Tally]) -> dict[str, Any]:
     return found
 
 
-def _targets(curves: Curves) -> dict[str, Any]:
-    """Draws from the targets of the three weights, at the largest N; empty if not all of them were run."""
+def _targets(curves: Curves, plain: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The targets of the three weights at the largest N: draws, and evidences; empty if not all of them were run."""
     kinds = ("odds", "prob", "ratio")
     if not all(kind in curves for kind in kinds):
         return {}
     size = max(curves["odds"])
-    sampled = {kind: curves[kind][size].sampled for kind in kinds}
+    rows = {kind: curves[kind][size] for kind in kinds}
+    # Both are unbiased for the same number, so that their differences, one a problem, have mean zero.
+    apart = np.stack([np.exp(rows[kind].log_evidence) - plain[kind] for kind in plain], axis=1)
     return {
         "num_particles": size,
-        "sampled": {kind: float(values.mean()) for kind, values in sampled.items()},
-        "odds-prob": measure.difference(sampled["odds"], sampled["prob"]),
-        "prob-ratio": measure.difference(sampled["prob"], sampled["ratio"]),
+        "sampled": {kind: float(row.sampled.mean()) for kind, row in rows.items()},
+        "plain": {kind: float(values.mean()) for kind, values in plain.items()},
+        "filtered": {kind: float(np.exp(rows[kind].log_evidence).mean()) for kind in plain},
+        "evidence": measure.brief(compare(apart, np.zeros(len(plain)))),
     }
 
 
 def evidence(key: PRNGKey, config: Config, workspace: Workspace) -> Part:
     """The evidence of the filter that steers the weak model to the strong one, whose mean is 1."""
     models = chains.load_models()
-    task_key, run_key, strong_key = jax.random.split(key, 3)
+    task_key, run_key = jax.random.split(key)
     task = chains.draw_task(task_key, config.evidence_problems)
     rows = []
     for count in config.evidence_particles:
@@ -201,8 +215,7 @@ def evidence(key: PRNGKey, config: Config, workspace: Workspace) -> Part:
             jax.random.fold_in(run_key, count), "judge", models, task, chains.RATINGS["judge"], count
         )
         rows.append(measure_evidence(found.log_evidence, found.sampled, count))
-    strong = chains.independent(strong_key, models.judge, None, task, 1)
-    metrics = {"rows": rows, "strong_accuracy": float(strong.whole.mean())}
+    metrics = {"rows": rows}
     return Part(metrics, page.evidence_section(metrics))
 
 

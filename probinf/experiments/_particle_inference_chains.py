@@ -207,6 +207,8 @@ class Independent(NamedTuple):
         scores: [P, N], aggregated.
         answers: [P][N], the last results.
         tokens, scorer_tokens: [P], of all N.
+        evidence: of filters with these solutions as proposals, by plain means: [P] for "prob", the product of all
+            rates, and for "ratio", the last rate.
     """
 
     whole: np.ndarray
@@ -215,6 +217,7 @@ class Independent(NamedTuple):
     answers: Sequence[Sequence[str | None]]
     tokens: np.ndarray
     scorer_tokens: np.ndarray
+    evidence: Mapping[str, np.ndarray]
 
 
 def rate(task: Task, found: Sequence[llm.Generations], aggregate: str) -> Independent:
@@ -223,6 +226,10 @@ def rate(task: Task, found: Sequence[llm.Generations], aggregate: str) -> Indepe
     right = [[is_right(prompt, text) for text in one.texts] for prompt, one in zip(task.prompts, found, strict=True)]
     last = [[own == answer for own in row] for answer, row in zip(task.answers, answers, strict=True)]
     scores = np.stack([llm.aggregate_scores(one.scores, aggregate) for one in found])
+    plain = {
+        kind: np.array([llm.aggregate_scores(one.scores, how).mean() for one in found])
+        for kind, how in (("prob", "prod"), ("ratio", "last"))
+    }
     return Independent(
         np.asarray(right, np.float64),
         np.asarray(last, np.float64),
@@ -230,6 +237,7 @@ def rate(task: Task, found: Sequence[llm.Generations], aggregate: str) -> Indepe
         answers,
         np.array([one.tokens_used for one in found], np.float64),
         np.array([one.scorer_tokens_used for one in found], np.float64),
+        plain,
     )
 
 
@@ -245,11 +253,8 @@ def independent(
     return rate(task, in_groups(key, task, count, run), aggregate)
 
 
-def independent_curves(
-    key: PRNGKey, models: Models, task: Task, rating: Rating, sizes: Sequence[int]
-) -> dict[str, dict[int, Tally]]:
-    """Best-of-N, votes and coverage at several N, from one run at the largest of them."""
-    found = independent(key, models.proposer, getattr(models, rating.model), task, max(sizes), rating.aggregate)
+def independent_curves(found: Independent, sizes: Sequence[int]) -> dict[str, dict[int, Tally]]:
+    """Coverage, votes and best-of-k of N solutions, for several k."""
     return {
         "coverage": {size: covered(found, size) for size in sizes},
         "majority": {size: voted(found, size, weighted=False) for size in sizes},

@@ -21,7 +21,9 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
         _toy_headline(toy["independent"]),
         _early_pruning(toy["persistent"]),
         _finished(toy["finishing"]),
-        *(claim for found in rated.values() for claim in (_headline(found), _factor(found))),
+        *(_headline(found) for found in rated.values()),
+        # One N is no curve.
+        *(_factor(found) for found in rated.values() if len(found["curves"]["odds"]["particles"]) > 1),
         *(_targets(found) for found in rated.values() if found["targets"]),
         *(_evidence(metrics["evidence"]) if "evidence" in metrics else ()),
     )
@@ -164,16 +166,20 @@ def _factor(found: Mapping[str, Any]) -> Claim:
 
 def _targets(found: Mapping[str, Any]) -> Claim:
     targets = found["targets"]
-    pairs = [targets["odds-prob"], targets["prob-ratio"]]
+    evidence = targets["evidence"]
     return Claim(
-        f"Rated by {found['short']}, odds, probability and ratio weights have different targets.",
-        "p prod r/(1-r), p prod r and p r_T (section 1 of " + PURI + " has the second, its code the first)",
-        ", ".join(f"{name} {value:.3f}" for name, value in targets["sampled"].items())
-        + f" of draws right in every step, N = {targets['num_particles']}",
-        "differences of neighbours, paired by problem, "
-        + ", ".join(f"{_z(pair):.1f}" for pair in pairs)
-        + f" standard errors (bound {pairs[0]['bound']:.1f})",
-        all(abs(_z(pair)) > pair["bound"] for pair in pairs),
+        f"Rated by {found['short']}, filters with probability and ratio weights have the evidence that independent "
+        "solutions give: the mean product of all rates, and the mean last rate.",
+        "the same for each problem, exact (unbiased both)",
+        ", ".join(
+            f"{name}: filter {_or_nan(targets['filtered'][name]):.4f}, plain mean {_or_nan(targets['plain'][name]):.4f}"
+            for name in targets["plain"]
+        )
+        + "; a draw is right with probability "
+        + ", ".join(f"{value:.3f} ({name})" for name, value in targets["sampled"].items()),
+        f"N = {targets['num_particles']} against best-of-{found['most']}'s solutions, {found['num_problems']} "
+        f"problems, paired; {_rule(evidence)}",
+        bool(evidence["holds"]),
     )
 
 

@@ -14,7 +14,7 @@ CONFIDENCE_Z = 1.959964  # of 95 % intervals
 LEVEL = 0.95
 
 
-def wilson(mean: float, count: float) -> tuple[float, float]:
+def wilson(mean: float, count: float | int) -> tuple[float, float]:
     """The 95 % interval of a chance, from `count` trials with this mean (Wilson 1927)."""
     z2 = CONFIDENCE_Z**2
     centre = (mean + z2 / (2 * count)) / (1 + z2 / count)

@@ -137,6 +137,7 @@ def chains_section(workspace: Workspace, name: str, found: Mapping[str, Any]) ->
         f"{found['pass_at_1']:.3f}. All methods get the same {found['num_problems']} problems; an exact verifier, "
         "which no method sees, decides.",
         *_factor_text(found),
+        *_targets_text(found),
     )
     items = (chains_figure(workspace, name, found), chains_table(found), factors_table(found))
     return Section(f"A transformer's chains, rated by {found['short']}", paragraphs, items)
@@ -149,6 +150,19 @@ def _factor_text(found: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"To solve {100 * factor['level']:.0f} % of the problems, as best-of-{found['most']} does, the filter with "
         f"odds needs {more}{value:.1f} times fewer tokens (95 % interval {low:.1f} to {high:.1f}).",
+    )
+
+
+def _targets_text(found: Mapping[str, Any]) -> tuple[str, ...]:
+    if not found["targets"]:
+        return ()
+    sampled = found["targets"]["sampled"]
+    return (
+        "Draws from the targets of the three weights are right with probability "
+        + ", ".join(f"{value:.3f} ({name})" for name, value in sampled.items())
+        + ". Where a rater is sure of itself odds and probability agree. The ratio's target is p r_T, one rate only: "
+        "enough where a rate judges all that was written so far, as that of a reward model does, and little where it "
+        "judges the last step alone, as that of a judge does; the twisted filter has the same target.",
     )
 
 
@@ -236,8 +250,8 @@ def evidence_section(found: Mapping[str, Any]) -> Section:
     paragraphs = (
         "Weighting each step by p_strong / p_weak turns the weak model into a proposal for the strong one. The mass of "
         "the target is then 1 whatever the problem, so the mean of the filter's evidence must be 1: an exact test of "
-        "sampling, caches, weights and resampling in one, on a neural language model. The target is the law of the "
-        f"strong model itself, which is right with probability {_or_nan(found['strong_accuracy']):.3f}.",
+        "sampling, caches, weights and resampling in one, on a neural language model. A draw from the particles is one "
+        "from the law of the strong model, up to a bias of order 1/N.",
     )
     return Section("Evidence of exactly one", paragraphs, (Table("The judge's evidence.", columns, rows),))
 

@@ -178,8 +178,9 @@ def language_accuracies(
 def update(fit: Fit, loss: Float[Array, ""], gradient: Any, rate: Float[Array, ""]) -> Fit:
     """The optimiser's step; from the first loss or gradient that is not finite on, nothing changes any more."""
     arrays, static = eqx.partition(fit.model, eqx.is_array)
-    failed = fit.failed | ~jnp.isfinite(loss) | ~jnp.isfinite(optax.global_norm(gradient))
-    direction, moments = optimiser().update(gradient, fit.moments, arrays)
+    failed = fit.failed | ~jnp.isfinite(loss) | ~jnp.isfinite(optax.tree.norm(gradient))
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to a power that is an integer array
+        direction, moments = optimiser().update(gradient, fit.moments, arrays)
     moved = jax.tree.map(lambda leaf, change: leaf + rate.astype(leaf.dtype) * change, arrays, direction)
 
     def unless_failed(new: Array, old: Array) -> Array:

@@ -52,10 +52,11 @@ def measure_language(key: PRNGKey, model: LanguageModel, count: int) -> dict[str
         logs.append(np.asarray(jnp.sum(chosen, axis=-1), np.float64))
     hit, right = np.concatenate(hits), np.exp(np.concatenate(logs))
     steps, whole = hit[:, ::2].mean(axis=1), hit.all(axis=1)
-    covered = 1 - (1 - right[:, None]) ** np.asarray(COVERAGE_AT)
+    with np.errstate(divide="ignore"):  # a probability of one
+        covered = -np.expm1(np.asarray(COVERAGE_AT) * np.log1p(-np.minimum(right, 1.0))[:, None])
 
     def error(values: np.ndarray) -> np.ndarray:
-        return values.std(axis=0, ddof=1) / np.sqrt(count)
+        return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(count))
 
     return {
         "num_problems": count,

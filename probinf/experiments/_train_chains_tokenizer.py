@@ -16,11 +16,11 @@ def chains_tokenizer() -> FileTokenizer:
     ids = {token: index for index, token in enumerate(chains.VOCABULARY)}
     begin, end = chains.VOCABULARY[chains.BOS], chains.VOCABULARY[chains.EOS]
     engine = tokenizers.Tokenizer(models.WordLevel(ids))
-    engine.normalizer = normalizers.Replace(tokenizers.Regex(r"\s+"), "")  # pyright: ignore[reportAttributeAccessIssue]
+    engine.normalizer = normalizers.Replace(tokenizers.Regex(r"\s+"), "")
     pieces = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
-    engine.pre_tokenizer = pieces  # pyright: ignore[reportAttributeAccessIssue]
+    engine.pre_tokenizer = pieces
     ends = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, ids[begin])])
-    engine.post_processor = ends  # pyright: ignore[reportAttributeAccessIssue]
-    engine.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    engine.post_processor = ends
+    engine.decoder = decoders.Fuse()
     engine.add_special_tokens([begin, end])
     return FileTokenizer(engine.to_str(pretty=True), chains.BOS, chains.EOS)

@@ -10,6 +10,10 @@ from probinf.llm._collect import make_generations as make_generations
 from probinf.llm._generations import Generations as Generations
 from probinf.llm._generations_batch import Evidence as Evidence
 from probinf.llm._generations_batch import GenerationsBatch as GenerationsBatch
+from probinf.llm._gibbs import particle_gibbs as particle_gibbs
+from probinf.llm._independent import best_of_n as best_of_n
+from probinf.llm._independent import majority as majority
+from probinf.llm._independent import weighted_majority as weighted_majority
 from probinf.llm._judge import judge as judge
 from probinf.llm._lm import LM as LM
 from probinf.llm._lm import load as load
@@ -20,6 +24,7 @@ from probinf.llm._masks import automaton as automaton
 from probinf.llm._masks import ban_tokens as ban_tokens
 from probinf.llm._masks import intersect as intersect
 from probinf.llm._model import LanguageSteps as LanguageSteps
+from probinf.llm._parallel_tempering import parallel_tempering as parallel_tempering
 from probinf.llm._particle_filter import particle_filter as particle_filter
 from probinf.llm._potential_types import Potential as Potential
 from probinf.llm._potential_types import Prompt as Prompt
@@ -38,6 +43,8 @@ from probinf.llm._sampling import Sampling as Sampling
 from probinf.llm._scorers import Reading as Reading
 from probinf.llm._scorers import Scorer as Scorer
 from probinf.llm._scorers import device_scorer as device_scorer
+from probinf.llm._search import beam as beam
+from probinf.llm._search import dvts as dvts
 from probinf.llm._selectors import Selection as Selection
 from probinf.llm._selectors import aggregate_scores as aggregate_scores
 from probinf.llm._selectors import select as select
@@ -45,4 +52,10 @@ from probinf.llm._self_certainty import self_certainty as self_certainty
 from probinf.llm._step import StepMode as StepMode
 from probinf.llm._step import block as block
 from probinf.llm._step import delimiter as delimiter
+from probinf.llm._tempered import entropic_filter as entropic_filter
+from probinf.llm._tempered import tempered_filter as tempered_filter
+from probinf.llm._twisted import twisted_smc as twisted_smc
+from probinf.llm._upper_bound import EvidenceBound as EvidenceBound
+from probinf.llm._upper_bound import log_evidence_upper_bound as log_evidence_upper_bound
 from probinf.llm._verifier import text_scorer as text_scorer
+from probinf.llm._waste_free import waste_free as waste_free

@@ -24,7 +24,9 @@ class AnswerPosterior(NamedTuple):
 
 
 def pass_at_k(
-    num_samples: int | Int[np.ndarray, "*problems"], num_correct: int | Int[np.ndarray, "*problems"], k: int
+    num_samples: int | np.integer | Int[np.ndarray, "*problems"],
+    num_correct: int | np.integer | Int[np.ndarray, "*problems"],
+    k: int,
 ) -> Float[np.ndarray, "*problems"]:
     r"""The unbiased estimate of the probability that one of k samples is correct, for each problem.
 
@@ -56,7 +58,9 @@ def pass_at_k(
 
 
 def best_of_k(
-    correct: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"], k: int
+    correct: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
+    k: int,
 ) -> float:
     r"""The expected correctness of the best-scored of k texts, over all ways to pick k of the n at hand.
 

@@ -6,6 +6,11 @@ arithmetic mod 10: every operation is one-to-one, so an error is never forgotten
 `;` after all results but the last, the end-of-text token after the last. So a solution is 2 T tokens in T steps, with
 `llm.delimiter(";")`, and nothing is left to say once the last result stands.
 
+Three models come with the package (`llm.load`), all made by `probinf run train-chains`: "chains", a weak proposer that
+is right in most steps and in few solutions; "chains-strong", a judge that makes no mistakes to speak of; and
+"chains-reward", whose second head gives the logit of P(all right so far) at both tokens of a step. The first head of
+the latter is no language model: where a result stands and where it is to be written it says what is right.
+
 The vocabulary is 17 single characters; ids 0-9 are the digits. The tokenizer puts the begin-of-text token in front.
 The exact verifier makes the task a testbed: the truth of every step is known, whatever a model or a reward says.
 """

@@ -25,7 +25,7 @@ from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, task_of
+from probinf.llm._options import TextOptions, one_or_several, task_of
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._reference import Reference, draw_reference
@@ -52,6 +52,7 @@ class Chain(NamedTuple):
     slots: Int[Array, " i"]
 
 
+@one_or_several
 def particle_gibbs(
     key: PRNGKey,
     lm: LM,

@@ -18,7 +18,7 @@ from probinf.llm._collect import NO_ERROR
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, part, task_of
+from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._potentials import find_potential, no_potential
 from probinf.llm._selectors import AGGREGATES, aggregate_scores
 from probinf.llm._task import run_task
@@ -36,6 +36,7 @@ class apart(eqx.Module):
         return population, ResampleInfo(population.ess, jnp.zeros((), bool), slots)
 
 
+@one_or_several
 def best_of_n(
     key: PRNGKey, lm: LM, prompt: Any, *, num_particles: int, **options: Unpack[RunOptions]
 ) -> Generations | GenerationsBatch:
@@ -61,6 +62,7 @@ def best_of_n(
     return _apart(key, lm, prompt, num_particles, "best_of_n", only_scored("best_of_n", lm, options))
 
 
+@one_or_several
 def majority(
     key: PRNGKey, lm: LM, prompt: Any, *, num_particles: int, **options: Unpack[RunOptions]
 ) -> Generations | GenerationsBatch:
@@ -85,6 +87,7 @@ def majority(
     return _apart(key, lm, prompt, num_particles, "majority", options)
 
 
+@one_or_several
 def weighted_majority(
     key: PRNGKey, lm: LM, prompt: Any, *, num_particles: int, aggregate: str = "last", **options: Unpack[RunOptions]
 ) -> Generations | GenerationsBatch:

@@ -1,11 +1,25 @@
 """Arguments that all methods share, as types: those of `make_task`, and those of `run_task` that are a user's."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Required, TypedDict
+from collections.abc import Callable, Sequence
+from typing import (
+    Any,
+    Concatenate,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Required,
+    TypedDict,
+    cast,
+    overload,
+    runtime_checkable,
+)
 
 import jax
 
+from probinf.core import PRNGKey
 from probinf.llm._collect import StepReport
+from probinf.llm._generations import Generations
+from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
 from probinf.llm._masks import TokenMask
 from probinf.llm._potential_types import Potential
@@ -36,6 +50,44 @@ class RunOptions(TextOptions, total=False):
     mesh: jax.sharding.Mesh | None
     on_step: Callable[[StepReport], Any] | None
     throw: bool
+
+
+Others = ParamSpec("Others")
+
+
+@runtime_checkable
+class Method(Protocol[Others]):
+    """A method of this room: one prompt gives `Generations`, a list of prompts a `GenerationsBatch`."""
+
+    @overload
+    def __call__(
+        self, key: PRNGKey, lm: LM, prompt: str | Sequence[int], *args: Others.args, **kwargs: Others.kwargs
+    ) -> Generations: ...
+
+    @overload
+    def __call__(
+        self,
+        key: PRNGKey,
+        lm: LM,
+        prompt: list[str] | Sequence[Sequence[int]],
+        *args: Others.args,
+        **kwargs: Others.kwargs,
+    ) -> GenerationsBatch: ...
+
+    def __call__(self, key: Any, lm: Any, prompt: Any, *args: Others.args, **kwargs: Others.kwargs) -> Any:
+        """Runs the method."""
+        ...
+
+
+def one_or_several(
+    function: Callable[Concatenate[PRNGKey, LM, Any, Others], Generations | GenerationsBatch],
+) -> Method[Others]:
+    """The function itself, with a type that tells what it returns for what prompt.
+
+    Args:
+        function: a method.
+    """
+    return cast(Any, function)
 
 
 class Parted(NamedTuple):

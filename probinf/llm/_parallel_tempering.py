@@ -34,7 +34,7 @@ from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import LanguageSteps, Setup
-from probinf.llm._options import TextOptions, task_of
+from probinf.llm._options import TextOptions, one_or_several, task_of
 from probinf.llm._pooled import NO_EVIDENCE, pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._raised import Raised, log_total
@@ -77,6 +77,7 @@ class Ladder(NamedTuple):
     exchanges: Exchanges
 
 
+@one_or_several
 def parallel_tempering(
     key: PRNGKey,
     lm: LM,

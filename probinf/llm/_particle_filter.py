@@ -9,7 +9,7 @@ as it is: it is not weighed again by its last score.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Required, Unpack, overload
+from typing import Any
 
 import jax
 
@@ -19,7 +19,7 @@ from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
 from probinf.llm._masks import TokenMask
-from probinf.llm._options import RunOptions
+from probinf.llm._options import one_or_several
 from probinf.llm._potential_types import Potential
 from probinf.llm._step import StepMode
 from probinf.llm._task import make_task, run_task
@@ -27,26 +27,7 @@ from probinf.samplers._particle_filter import find_scheme
 from probinf.samplers._scheme import AbstractScheme
 
 
-class FilterOptions(RunOptions, total=False):
-    """The options of `particle_filter`, as a type."""
-
-    num_particles: Required[int]
-    resampling: str | AbstractScheme
-    ess_threshold: Any
-
-
-@overload
-def particle_filter(
-    key: PRNGKey, lm: LM, prompt: str | Sequence[int], **options: Unpack[FilterOptions]
-) -> Generations: ...
-
-
-@overload
-def particle_filter(
-    key: PRNGKey, lm: LM, prompt: list[str] | Sequence[Sequence[int]], **options: Unpack[FilterOptions]
-) -> GenerationsBatch: ...
-
-
+@one_or_several
 def particle_filter(
     key: PRNGKey,
     lm: LM,

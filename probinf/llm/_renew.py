@@ -82,25 +82,31 @@ class Remembering(FeynmanKac):
 
 
 class renew(eqx.Module):
-    """Resamples M rows and moves them, if `when` says so. Law: the identity in expectation, as moves keep their target.
+    """Resamples M rows and moves them. Law: the identity in expectation, as moves keep their target.
+
+    With `when` it is not quite that, for moves keep the target of all populations together, and not of those that are
+    picked by their ESS.
 
     Args:
         model: a `LanguageSteps` whose potential is traceable.
         scheme: a resampling scheme.
-        when: `population -> bool`.
+        when: `population -> bool`, or None for always.
         chain_length: P, states of each chain; divides N.
     """
 
     model: LanguageSteps
     scheme: Callable[..., Int[Array, " n"]]
-    when: Callable[[Population], Bool[Array, ""]]
+    when: Callable[[Population], Bool[Array, ""]] | None
     chain_length: int = eqx.field(static=True)
 
     def __call__(self, key: PRNGKey, population: Population, step: Any = None) -> tuple[Population, ResampleInfo]:
-        """Renews the population before step `step`, from the second on, until all rows are finished."""
+        """Renews the population before step `step`, from the second on, as long as there is a step to write anew."""
         done = jnp.asarray(step, jnp.int32) - 1
-        due = (done > 0) & jnp.any(~population.particles.now.finished) & ~is_fatal(population.status)
-        due = due & self.when(population) & (weigh(population.log_weights).total > 0)
+        # Not until all rows are finished: a move that is left out where it would change something biases the evidence.
+        due = (done > 0) & jnp.any(~population.particles.before.finished) & ~is_fatal(population.status)
+        due = due & (weigh(population.log_weights).total > 0)
+        if self.when is not None:
+            due = due & self.when(population)
         bits, restore = unwrap_key(key)
         slots = jnp.arange(population.num_particles, dtype=jnp.int32)
 
@@ -153,7 +159,9 @@ class renew(eqx.Module):
             log_scale_low=log_scale_low,
             eve=population.eve[ancestors],
             num_resampled=population.num_resampled + 1,
-            context=jax.tree.map(lambda so_far, more: so_far + jnp.sum(more, dtype=so_far.dtype), population.context, costs),
+            context=jax.tree.map(
+                lambda so_far, more: so_far + jnp.sum(more, dtype=so_far.dtype), population.context, costs
+            ),
         ), ancestors
 
 
@@ -174,16 +182,17 @@ def waste_free_run(
     num_particles: int,
     chain_length: int,
     scheme: Callable[..., Int[Array, " n"]],
-    when: Callable[[Population], Bool[Array, ""]],
+    when: Callable[[Population], Bool[Array, ""]] | None = None,
 ) -> tuple[Run, Cost]:
     """The algorithm; arguments are those of `waste_free`."""
     start_key, loop_key = jax.random.split(key)
     remembering, nothing = Remembering(model), jnp.zeros((), jnp.int32)
     population = spawn(remembering, num_particles, context=Cost(nothing, nothing, nothing, nothing))(start_key)
-    body = sequence(place(None), renew(model, scheme, when, chain_length), extend(remembering))
+    home = place(None)
+    body = sequence(home, renew(model, scheme, when, chain_length), extend(remembering))
 
     def record(population: Population, info: Any) -> StepRecord:
-        return Recorder(None)(_now(population), info)
+        return Recorder(None, home)(_now(population), info)
 
     steps = iterate(body, over=jnp.arange(1, model.max_steps + 1, dtype=jnp.int32), record=record)
     population, records = steps(loop_key, population)

@@ -16,10 +16,11 @@ from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._independent import changed, only_scored, without_law
 from probinf.llm._keep_best import keep_best
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, part, task_of
+from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._task import run_task
 
 
+@one_or_several
 def beam(
     key: PRNGKey,
     lm: LM,
@@ -57,6 +58,7 @@ def beam(
     return _search(key, lm, prompt, num_particles, rule, "beam", options)
 
 
+@one_or_several
 def dvts(
     key: PRNGKey,
     lm: LM,

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from probinf.core import Population, PRNGKey, compiled, is_concrete, is_traceable, place, whole_number, with_changes
+from probinf.core import (
+    Population,
+    PRNGKey,
+    Status,
+    compiled,
+    is_concrete,
+    is_traceable,
+    place,
+    whole_number,
+    with_changes,
+)
 from probinf.llm._collect import StepReport, make_generations
 from probinf.llm._decode import BASES
 from probinf.llm._generations import Generations
@@ -157,7 +167,7 @@ def run_task(
     """Runs a method on the prompts of a task: in one compiled program, or in a host loop where that is needed.
 
     Problem i of a list is the run of `jax.random.fold_in(key, i)`. With a potential, or a rule, that cannot be traced,
-    or with `on_step`, problems run one after the other.
+    or with `on_step`, problems run one after the other, and after Ctrl-C those that were begun come back.
 
     Args:
         key: PRNG key.
@@ -214,6 +224,8 @@ def run_task(
             )
             run = jax.device_get(_light(run))
             found.append(finish(index, run, time.perf_counter() - began, potential.causes()))
+            if run.population.status & Status.INTERRUPTED:
+                break
     result = GenerationsBatch(tuple(found)) if task.several else found[0]
     return result.check() if throw else result
 

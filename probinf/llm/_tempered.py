@@ -19,7 +19,7 @@ from probinf.llm._flattening import at_temperatures, entropic, no_potentials, re
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, part, task_of
+from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._task import Task, run_task
 from probinf.samplers._particle_filter import find_scheme
 from probinf.samplers._scheme import AbstractScheme
@@ -27,6 +27,7 @@ from probinf.samplers._scheme import AbstractScheme
 SCHEDULES = ("ess", "entropy", "base")
 
 
+@one_or_several
 def tempered_filter(
     key: PRNGKey,
     lm: LM,
@@ -77,6 +78,7 @@ def tempered_filter(
     return _flat(key, task, rule, num_particles, resampling, "tempered_filter", settings, run)
 
 
+@one_or_several
 def entropic_filter(
     key: PRNGKey,
     lm: LM,

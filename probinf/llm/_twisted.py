@@ -20,7 +20,7 @@ from probinf.core import PRNGKey, ess_below, resample
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, part, task_of
+from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
 from probinf.llm._potentials import find_potential, find_scorer
 from probinf.llm._rows import Rows
@@ -99,6 +99,7 @@ def last_log_psi(step: Int[Array, ""], rows: Rows) -> Float[Array, " n"]:
     return jnp.where(rows.finished, jnp.zeros_like(found), found)
 
 
+@one_or_several
 def twisted_smc(
     key: PRNGKey,
     lm: LM,

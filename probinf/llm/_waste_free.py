@@ -1,11 +1,12 @@
 r"""`waste_free`: a particle filter that resamples few rows and moves them, keeping every state on the way.
 
-    for t = 2 .. T, if the ESS is low:  draw M of N rows by weight;  P - 1 times each: write its last step anew and
+    for t = 2 .. T:  draw M of N rows by weight;  P - 1 times each: write its last step anew and
         accept it with probability min{1, G(new) / G(old)};  keep all M P = N states with equal weights
         then write step t of all N, and weigh by G_t
 
 Dau, Chopin 2022, "Waste-free sequential Monte Carlo". The move proposes from the base law given all but the last step,
-an independence sampler that leaves $p(x_{1:t-1}) \prod_{s<t} G_s$ invariant, so that the evidence estimate is unbiased.
+an independence sampler that leaves $p(x_{1:t-1}) \prod_{s<t} G_s$ invariant, so that the evidence estimate is unbiased
+where every step is renewed. (Renewed only where the ESS is low it is not: what is picked by its ESS has another law.)
 
 What it is worth on texts: an ordinary filter draws one last step for each row and then copies; here a row that would
 have been copied tries P - 1 other last steps instead, for the tokens that they take, N - M steps at each resampling. So
@@ -19,7 +20,6 @@ from typing import Any, Unpack
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from probinf.core import PRNGKey, compiled, ess_below, whole_number
 from probinf.llm._generations import Generations
@@ -27,7 +27,7 @@ from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, task_of
+from probinf.llm._options import TextOptions, one_or_several, task_of
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._renew import Cost, waste_free_run
@@ -41,6 +41,7 @@ DEPENDENT = (
 )
 
 
+@one_or_several
 def waste_free(
     key: PRNGKey,
     lm: LM,
@@ -49,7 +50,7 @@ def waste_free(
     num_particles: int,
     chain_length: int = 4,
     resampling: str | AbstractScheme = "systematic",
-    ess_threshold: Any = 0.5,
+    ess_threshold: Any = None,
     throw: bool = True,
     **options: Unpack[TextOptions],
 ) -> Generations | GenerationsBatch:
@@ -64,7 +65,8 @@ def waste_free(
         num_particles: N >= 2, a multiple of `chain_length`.
         chain_length: P >= 2: N / P rows are resampled, and each becomes P by moves.
         resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme.
-        ess_threshold: resamples and moves where the ESS is below this fraction of N.
+        ess_threshold: None resamples and moves at every step, which keeps the evidence estimate unbiased; a number does
+            where the ESS is below this fraction of N, which costs less and is consistent as N grows.
         throw: whether a fatal status raises; others give one warning.
         **options: `step`, `max_steps`, `scorer` and the others that `particle_filter` has for texts. The potential must
             be traceable: no function on the host.
@@ -95,7 +97,7 @@ def waste_free(
                 task.setup,
                 task.prompt(index),
                 scheme,
-                ess_below(ess_threshold),
+                None if ess_threshold is None else ess_below(ess_threshold),
                 num_particles=num_particles,
                 chain_length=length,
             )
@@ -113,7 +115,7 @@ def waste_free(
             status=int(run.population.status),
             settings={"num_particles": num_particles, "chain_length": length},
             records={"acceptance_rate": np.asarray(rate)},
-            log_evidence=float(run.population.log_evidence),
+            log_evidence=float(run.records.log_evidence[-1]),
             note=DEPENDENT,
         )
 
@@ -127,7 +129,7 @@ def _run(
     setup: Setup,
     prompt: Prompt,
     scheme: Scheme,
-    when: When,
+    when: When | None,
     *,
     num_particles: int,
     chain_length: int,

@@ -88,4 +88,3 @@ def _floating(name: str, value: Any) -> str | None:
 def known_above_minus_one(v: Any) -> bool:
     """Whether no item of `v` is -1 or less, as far as this can be told while tracing and without a device."""
     return isinstance(v, int | float | np.ndarray | np.generic) and not bool(np.any(np.asarray(v) <= -1))
-

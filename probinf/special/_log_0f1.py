@@ -12,6 +12,8 @@ $$\log {}_0F_1 = \delta - \nu \log\Bigl(1 + \frac{\delta}{2 \nu}\Bigr) - \frac12
 St from Stirling's series; at small $\nu$, where that fails, with $\log \Gamma(\nu + 1)$ itself.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,12 +83,43 @@ def _defined(b, z):
 
 
 def _value(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The value for 0 < b < inf and 0 <= z < inf, differentiable."""
-    terms = precision(b)
-    v = b - 1
-    beyond = (_radius(v, z) >= RADIUS) & (z > terms.spread * b)
-    below = jnp.log1p(hypergeometric_excess(jnp.where(beyond, 1, b), jnp.where(beyond, 0, z)))
-    v, z = jnp.where(beyond, v, 0), jnp.where(beyond, z, RADIUS**2 / 4)
+    """The value for 0 < b < inf and 0 <= z < inf."""
+    beyond, near_b, near_z, v, far_z = _split(b, z)
+    return jnp.where(beyond, _above(v, far_z), _below(near_b, near_z))
+
+
+def _by_parameter(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The derivative in b."""
+    inside = _inside(b, z)
+    beyond, near_b, near_z, v, far_z = _split(jnp.where(inside, b, 1), jnp.where(inside, z, 1))
+    value = jnp.where(beyond, ABOVE_SLOPE(v, far_z), BELOW_SLOPE(near_b, near_z))
+    limit = jnp.where(z == jnp.inf, -jnp.inf, 0)
+    return jnp.where(inside, value, jnp.where(_defined(b, z), limit, jnp.nan))
+
+
+def _by_argument(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The derivative in z, 2 I_{v+1}(x) / (x I_v(x))."""
+    inside = _inside(b, z)
+    v, z_in = jnp.where(inside, b - 1, 0), jnp.where(inside, z, 1)
+    far = _radius(v, z_in) >= RADIUS
+    above = _far_ratio(jnp.where(far, v, 0), jnp.where(far, z_in, RADIUS**2 / 4))
+    below = ratio_over_argument(jnp.where(far, 1, v), jnp.where(far, 1, z_in))
+    return jnp.where(inside, jnp.where(far, above, below), jnp.where(_defined(b, z), 0, jnp.nan))
+
+
+def _split(b, z):
+    """Which lanes leave the power series; b and z for it, v and z for the others, harmless numbers where not asked."""
+    beyond = (_radius(b - 1, z) >= RADIUS) & (z > precision(b).spread * b)
+    near = jnp.where(beyond, 1, b), jnp.where(beyond, 0, z)
+    return beyond, *near, jnp.where(beyond, b - 1, 0), jnp.where(beyond, z, RADIUS**2 / 4)
+
+
+def _below(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.log1p(hypergeometric_excess(b, z))
+
+
+def _above(v: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    terms = precision(v)
     r = _radius(v, z)
     w = 1 / r
     high = v >= terms.stirling_from
@@ -98,29 +131,18 @@ def _value(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."
     inverse = 1 / unit
     stirling = inverse * horner(inverse * inverse, STIRLING[: terms.stirling])
     rest = jnp.where(high, stirling, jnp.log(product) - jnp.log1p(h) - 0.5 * LOG_TWO_PI)
-    above = (lead - v * first) + (rest - 0.5 * jnp.log(r / unit) + series(VALUES, w, (v * w) ** 2, 1))
-    return jnp.where(beyond, above, below)
+    return (lead - v * first) + (rest - 0.5 * jnp.log(r / unit) + series(VALUES, w, (v * w) ** 2, 1))
 
 
-def _by_argument(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The derivative in z, 2 I_{v+1}(x) / (x I_v(x))."""
-    inside = _inside(b, z)
-    given, b, z_in = b, jnp.where(inside, b, 1), jnp.where(inside, z, 1)
-    far = _radius(b - 1, z_in) >= RADIUS
-    below = ratio_over_argument(jnp.where(far, 1, b - 1), jnp.where(far, 1, z_in))
-    v, z_far = jnp.where(far, b - 1, 0), jnp.where(far, z_in, RADIUS**2 / 4)
-    r = _radius(v, z_far)
+BELOW_SLOPE = item_wise(partial(slope_in_first, _below))
+ABOVE_SLOPE = item_wise(partial(slope_in_first, _above))
+
+
+@item_wise
+def _far_ratio(v: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    r = _radius(v, z)
     w = 1 / r
-    above = 2 * (1 / (r + v) - w * slope_sum(w, (v * w) ** 2, 1))
-    return jnp.where(inside, jnp.where(far, above, below), jnp.where(_defined(given, z), 0, jnp.nan))
-
-
-def _by_parameter(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The derivative in b."""
-    inside = _inside(b, z)
-    b_in, z_in = jnp.where(inside, b, 1), jnp.where(inside, z, 1)
-    limit = jnp.where(z == jnp.inf, -jnp.inf, 0)
-    return jnp.where(inside, slope_in(_value, b_in, z_in), jnp.where(_defined(b, z), limit, jnp.nan))
+    return 2 * (1 / (r + v) - w * slope_sum(w, (v * w) ** 2, 1))
 
 
 @jax.custom_jvp

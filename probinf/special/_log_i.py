@@ -25,30 +25,36 @@ ORDER_SLOPE = item_wise(partial(order_slope, 1))
 ARGUMENT_SLOPE = item_wise(partial(argument_slope, 1))
 
 
-def log_iv(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_iv(
+    v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"], *, reflect: bool = True
+) -> Float[Array, "*#shape"]:
     r"""Computes $\log I_v(x)$, the modified Bessel function of the first kind, of real order v.
 
     In float64 the error is below 4e-15 times max(1, |value|, r), $r = \sqrt{v^2 + x^2}$ (what rounding the arguments
     does already), in float32 below 1.2e-6 times that, for 0 <= v <= 1e6 and 1e-300 <= x <= 1e300 (1e-37 to 1e37). For
     v = 0 the relative error stays at rounding as x -> 0. Derivatives in order and argument, of any order, are right.
 
-    Edges: at x = 0 it is 0 for v = 0 and -inf for v > 0; inf at x = inf; -inf at v = inf. NaN for x < 0, v = x = inf
-    and NaN. A order of -1 or less takes the reflection $I_{-v} = I_v + (2 / \pi) \sin(\pi v) K_v$, with NaN where that is
-    negative. The call then costs as much as one of `log_kv` more, under `vmap` over traced orders always. Orders given
-    as Python or NumPy numbers are looked at while tracing: where all are above -1, no program for K is compiled.
+    Edges: at x = 0 it is 0 for v = 0, -inf for v > 0 and inf for -1 < v < 0; inf at x = inf; -inf at v = inf. NaN for
+    x < 0, v = x = inf and NaN. An order of -1 or less takes the reflection
+    $I_{-v} = I_v + (2 / \pi) \sin(\pi v) K_v$, with NaN where that is negative. The call then costs as much as one of
+    `log_kv` more, under `vmap` over traced orders always. Orders given as Python or NumPy numbers are looked at while
+    tracing: where all are above -1, no program for K is compiled.
 
     Args:
         v: order; float32, float64 or whole numbers.
         x: argument, at least 0; broadcast with `v`, of the same floating dtype.
+        reflect: whether orders of -1 and less are served; without them, where they are NaN, compilation is faster.
 
     Raises:
         TypeError: two different floating dtypes, or one that is neither float32 nor float64.
         ValueError: shapes that do not broadcast.
     """
-    return _public(False, known_above_minus_one(v), *common(v=v, x=x))
+    return _public(False, reflect and not known_above_minus_one(v), *common(v=v, x=x))
 
 
-def log_ive(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_ive(
+    v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"], *, reflect: bool = True
+) -> Float[Array, "*#shape"]:
     r"""Computes $\log(e^{-x} I_v(x)) = \log I_v(x) - x$ without taking the difference where x is large.
 
     Edges as those of `log_iv`, but -inf at x = inf.
@@ -56,21 +62,25 @@ def log_ive(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) ->
     Args:
         v: order; float32, float64 or whole numbers.
         x: argument, at least 0; broadcast with `v`, of the same floating dtype.
+        reflect: whether orders of -1 and less are served; without them, where they are NaN, compilation is faster.
 
     Raises:
         TypeError: two different floating dtypes, or one that is neither float32 nor float64.
         ValueError: shapes that do not broadcast.
     """
-    return _public(True, known_above_minus_one(v), *common(v=v, x=x))
+    return _public(True, reflect and not known_above_minus_one(v), *common(v=v, x=x))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _public(
-    scaled: bool, above_minus_one: bool, v: Float[Array, "*shape"], x: Float[Array, "*shape"]
+    scaled: bool, reflect: bool, v: Float[Array, "*shape"], x: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
+    return SIGNED[scaled](v, x) if reflect else log_i(scaled, v, x)
+
+
+def _signed(scaled: bool, v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """As `log_i`, for any order: only where one is -1 or less K is computed."""
     log_first = log_i(scaled, jnp.where(v > -1, v, -v), x)
-    if above_minus_one:
-        return log_first
     return jax.lax.cond(jnp.any(v <= -1), partial(_reflected, scaled), lambda *given: given[-1], v, x, log_first)
 
 
@@ -91,6 +101,10 @@ def _reflected(
     within = log_first + jnp.log1p(factor * jnp.exp(jnp.minimum(jnp.where(beyond, 0, difference), limit)))
     outside = log_second + jnp.log(jnp.where(beyond, factor + jnp.exp(-jnp.where(beyond, difference, 0)), 1))
     return jnp.where(negative, jnp.where(beyond, outside, within), log_first)
+
+
+# Not by reverse mode through `cond`, which would keep the intermediate numbers of both branches.
+SIGNED = {scaled: item_wise(partial(_signed, scaled)) for scaled in (False, True)}
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

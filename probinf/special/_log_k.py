@@ -13,7 +13,18 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from probinf.special._arguments import common
-from probinf.special._debye import VALUES, argument_slope, fall, far, order_slope, radius, rise, series, slope_parts, slope_sum
+from probinf.special._debye import (
+    VALUES,
+    argument_slope,
+    fall,
+    far,
+    order_slope,
+    radius,
+    rise,
+    series,
+    slope_parts,
+    slope_sum,
+)
 from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
 from probinf.special._near_k import near_k, near_quotient, split
 

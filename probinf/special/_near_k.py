@@ -100,12 +100,10 @@ def _quotient_jvp(primals, tangents):
     v, x = primals
     quotient = near_quotient(v, x)
     fractional, order = split(v)
-    # Riccati's equation.
-    by_argument = tangent(
-        lambda: quotient * quotient - jnp.where(fractional, 2 * order + 1, 1 - 2 * order) / x * quotient - 1,
-        tangents[1],
-    )
-    return quotient, total(x, tangent(lambda: item_wise(partial_of(slope_in_first, _quotient))(v, x), tangents[0]), by_argument)
+    twice = jnp.where(fractional, 2 * order + 1, 1 - 2 * order)
+    by_order = tangent(lambda: item_wise(partial_of(slope_in_first, _quotient))(v, x), tangents[0])
+    by_argument = tangent(lambda: quotient * quotient - twice / x * quotient - 1, tangents[1])  # Riccati's equation
+    return quotient, total(x, by_order, by_argument)
 
 
 near_quotient.defjvp(_quotient_jvp, symbolic_zeros=True)
@@ -114,7 +112,10 @@ near_quotient.defjvp(_quotient_jvp, symbolic_zeros=True)
 def _quotient(v, x):
     near = near_k(v, x, jnp.log(0.5 * x))
     unit = jnp.where(near.small, 0.5 * x, 1)
-    return jnp.where(split(v)[0], near.after / unit, near.before * unit) / near.here
+    fractional = split(v)[0]
+    # In this order: at x = 1e-300 the numerator over `unit` alone would overflow.
+    quotient = jnp.where(fractional, near.after, near.before) / near.here
+    return jnp.where(fractional, quotient / unit, quotient * unit)
 
 
 def _small_seeds(mu, m, x, log_half, fractional):

@@ -5,8 +5,12 @@ Most tests run a stand-in for the method, which reports steps and ends as it is 
 
 import functools
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -183,8 +187,8 @@ class TestInput:
         assert told["throw"] is False
 
     def test_arguments_behind_a_typed_dictionary_count(self):
-        assert {"num_particles", "scorer", "top_k", "on_step"} <= requests.arguments_of(requests.best_of_n)
-        assert "ess_threshold" not in requests.arguments_of(requests.best_of_n)
+        assert {"num_particles", "scorer", "top_k", "on_step"} <= requests.arguments_of(llm.best_of_n)
+        assert "ess_threshold" not in requests.arguments_of(llm.best_of_n)
 
     def test_a_function_can_be_the_scorer(self, call):
         call("1>", "--scorer", "json:loads")
@@ -361,3 +365,28 @@ def test_the_real_filter_watched_or_not(folder, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 130
     assert json.loads(result.stdout)["status"] == ["INTERRUPTED"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_in_a_process_of_its_own(folder, tmp_path):
+    """A judge that sleeps makes sure that the run is not over before the signal comes."""
+    (tmp_path / "sleepy.py").write_text(
+        "import time\n\ndef judge(prompt, text):\n    time.sleep(0.2)\n    return 0.5\n"
+    )
+    words = ["generate", "7+5>", "--model", str(folder), "--step", "block:1", "--max-steps", "80", "--json"]
+    command = [sys.executable, "-m", "probinf.cli", *words, "--scorer", "sleepy:judge"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert "particle-filter: " in first
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "interrupted in step" in errors
+    found = json.loads(output)
+    assert found["status"] == ["INTERRUPTED"]
+    assert sum(row["probability"] for row in found["posterior"]) == pytest.approx(1)

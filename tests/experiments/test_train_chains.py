@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
-from probinf.core import InferenceError, run_steps
+from probinf.core import InferenceError, Run, run_steps
 from probinf.experiments import _train_chains as train
 from probinf.experiments import _train_chains_fit as fitting
 from probinf.experiments import _train_chains_measure as measuring
@@ -38,6 +39,24 @@ def tiny():
     return init_language_model(jax.random.key(0), TINY)
 
 
+@pytest.fixture(scope="module")
+def made():
+    """Made-up solutions, whose labels are of single steps."""
+    return jax.jit(rewarding.corrupted, static_argnums=1)(jax.random.key(5), 500)
+
+
+@pytest.fixture(scope="module")
+def right(made):
+    """Four problems and their solutions."""
+    problem = made.problem[:4]
+    return problem, jax.jit(lambda problem: chains.solution_tokens(chains.results(problem)))(problem)
+
+
+keep = eqx.filter_jit(fitting._keep)
+update = eqx.filter_jit(fitting.update)
+prefixes_correct = jax.jit(sampling.prefixes_correct)
+
+
 class TestSchedule:
     def test_corners(self):
         schedule = fitting.Schedule(1.0, 0.1, 10, 110)
@@ -53,7 +72,7 @@ class TestFit:
     def test_a_step_changes_every_weight(self, tiny):
         fit = fitting.start_fit(tiny)
         gradient = jax.tree.map(jnp.ones_like, tiny)
-        moved = fitting.update(fit, jnp.asarray(1.0), gradient, jnp.asarray(0.1))
+        moved = update(fit, jnp.asarray(1.0), gradient, jnp.asarray(0.1))
         for new, old in zip(as_arrays(moved.model), as_arrays(tiny), strict=True):
             assert np.any(new != old)
         # Uphill is wrong: embeddings move against their gradient.
@@ -66,8 +85,8 @@ class TestFit:
         loss = jnp.asarray(math.nan if bad == "loss" else 1.0)
         if bad == "gradient":
             gradient = eqx.tree_at(lambda model: model.norm, gradient, gradient.norm.at[0].set(jnp.inf))
-        failed = fitting.update(fit, loss, gradient, jnp.asarray(0.1))
-        later = fitting.update(failed, jnp.asarray(1.0), jax.tree.map(jnp.ones_like, tiny), jnp.asarray(0.1))
+        failed = update(fit, loss, gradient, jnp.asarray(0.1))
+        later = update(failed, jnp.asarray(1.0), jax.tree.map(jnp.ones_like, tiny), jnp.asarray(0.1))
         assert bool(later.failed)
         for new, old in zip(as_arrays(later.model), as_arrays(tiny), strict=True):
             np.testing.assert_array_equal(new, old)
@@ -76,10 +95,10 @@ class TestFit:
         kept = fitting.start_snapshots(tiny, 2)
         targets = jnp.array([0.3, 0.9])
         other = jax.tree.map(lambda leaf: leaf + 1, tiny)
-        kept = fitting._keep(kept, tiny, jnp.asarray(1.0), targets, jnp.asarray(5))  # the average is 0.25
+        kept = keep(kept, tiny, jnp.asarray(1.0), targets, jnp.asarray(5))  # the average is 0.25
         assert not kept.found.any()
-        kept = fitting._keep(kept, other, jnp.asarray(1.0), targets, jnp.asarray(6))  # 0.4375
-        kept = fitting._keep(kept, tiny, jnp.asarray(1.0), targets, jnp.asarray(7))
+        kept = keep(kept, other, jnp.asarray(1.0), targets, jnp.asarray(6))  # 0.4375
+        kept = keep(kept, tiny, jnp.asarray(1.0), targets, jnp.asarray(7))
         np.testing.assert_array_equal(kept.found, [True, False])
         assert int(kept.steps[0]) == 6
         for found, wanted in zip(as_arrays(fitting.snapshot(kept, 0)), as_arrays(other), strict=True):
@@ -98,7 +117,7 @@ class TestLanguageStep:
         done = run_steps(jax.random.key(1), language_step, start, 30, controls=(fitting.StopAtNaN(),))
         loss = np.asarray(done.records.loss)
         assert loss[0] == pytest.approx(math.log(17), rel=0.05)
-        assert loss[-5:].mean() < 2.0
+        assert loss[-5:].mean() < 2.4
         np.testing.assert_array_equal(done.state[1].found, [True, False])
         for found, wanted in zip(as_arrays(fitting.snapshot(done.state[1], 0)), as_arrays(tiny), strict=True):
             np.testing.assert_array_equal(found, wanted)
@@ -124,20 +143,22 @@ class TestLanguageStep:
 
 
 class TestGrow:
-    def test_the_model_says_the_same(self, tiny, key):
-        grown = rewarding.grow(key, tiny, 3)
-        tokens = chains.problem_tokens(jax.random.key(3), 2)
-        old, new = tiny(tokens), grown(tokens)
+    def test_the_model_says_the_same(self, tiny, right, key):
+        grown = rewarding.grow(key, tiny, 2)
+        apply = eqx.filter_jit(lambda model, tokens: model(tokens))
+        old, new = apply(tiny, right[0]), apply(grown, right[0])
         np.testing.assert_array_equal(new.logits, old.logits)
         np.testing.assert_array_equal(new.values, 0)
-        assert len(grown.layers) == grown.config.num_layers == 3
-        with pytest.raises(ValueError, match="`num_layers` is 2"):
-            rewarding.grow(jax.random.clone(key), grown, 2)
+        assert len(grown.layers) == grown.config.num_layers == 2
 
-    def test_a_model_without_a_second_head(self, tiny):
-        problem = chains.problem_tokens(jax.random.key(3), 2)
+    def test_a_model_does_not_shrink(self, tiny, key):
+        deep = dataclasses.replace(tiny, config=dataclasses.replace(TINY, num_layers=2))
+        with pytest.raises(ValueError, match="`num_layers` is 1"):
+            rewarding.grow(key, deep, 1)
+
+    def test_a_model_without_a_second_head(self, tiny, right):
         with pytest.raises(ValueError, match="no value head"):
-            rewarding.solution_values(tiny, problem, chains.solution_tokens(chains.results(problem)))
+            jax.eval_shape(lambda: rewarding.solution_values(tiny, *right))
 
 
 def text_of(tokens):
@@ -151,29 +172,31 @@ def by_texts(problem, solution):
 
 
 class TestSamples:
-    def test_labels_are_those_of_texts(self):
-        samples = rewarding.corrupted(jax.random.key(5), 40)
-        found = np.asarray(sampling.prefixes_correct(samples.problem, samples.solution))
+    def test_labels_are_those_of_texts(self, made):
+        found = prefixes_correct(made.problem, made.solution)
         forgetful = 0
         for problem, solution, prefix, single in zip(
-            *map(np.asarray, (samples.problem, samples.solution, found, samples.labels)), strict=True
+            *(np.asarray(part)[:100] for part in (made.problem, made.solution, found, made.labels)), strict=True
         ):
             np.testing.assert_array_equal(prefix, by_texts(problem, solution))
             np.testing.assert_array_equal(single, chains.verify(text_of(problem[1:]), text_of(solution)))
             forgetful += np.any(single != prefix)
-        assert forgetful > 20  # labels that forget earlier errors would be told from these
+        assert forgetful > 50  # labels that forget earlier errors would be told from these
 
-    def test_half_the_made_up_results_are_blind(self):
-        labels = np.asarray(rewarding.corrupted(jax.random.key(6), 2000).labels)
+    def test_half_the_made_up_results_are_blind(self, made):
+        labels = np.asarray(made.labels)
         error = math.sqrt(0.55 * 0.45 / labels.size)
         assert labels.mean() == pytest.approx(0.55, abs=5 * error)
 
-    def test_a_step_that_does_not_end_is_wrong(self):
-        problem = chains.problem_tokens(jax.random.key(4), 1)
-        solution = chains.solution_tokens(chains.results(problem))
-        for place, token in ((5, 3), (23, chains.END_STEP), (3, chains.EOS)):
-            labels = sampling.prefixes_correct(problem, solution.at[0, place].set(token))
-            assert int(labels.sum()) == place // 2
+    def test_a_step_that_does_not_end_is_wrong(self, right):
+        problem, solution = right
+        changed = np.array(solution)
+        places = [5, 23, 3, 0]
+        for row, (place, token) in enumerate(zip(places, (3, chains.END_STEP, chains.EOS, chains.BOS), strict=True)):
+            changed[row, place] = token
+        labels = prefixes_correct(problem, jnp.asarray(changed))
+        np.testing.assert_array_equal(np.sum(labels, axis=1), [place // 2 for place in places])
+        assert np.all(prefixes_correct(problem, solution))
 
     @pytest.mark.no_key_reuse
     @pytest.mark.parametrize("temperature", [1.0, 0.25])
@@ -182,11 +205,12 @@ class TestSamples:
         sharp = eqx.tree_at(lambda model: model.embed, tiny, 20 * tiny.embed)
         found = sampling.draw_samples(jax.random.key(9), sharp, jnp.asarray(temperature), 2000)
         texts = jnp.concatenate([found.problem, found.solution], axis=1)
-        logits = sharp(texts).logits[:, chains.PROMPT_LENGTH - 1 :: 1]
+        logits = np.asarray(eqx.filter_jit(lambda model, texts: model(texts).logits)(sharp, texts), np.float64)
+        logits = logits[:, chains.PROMPT_LENGTH - 1 :]
         for place in (0, 2):
             worst = {}
             for assumed in (1.0, 0.25):
-                probability = np.asarray(jax.nn.softmax(logits[:, place] / assumed), np.float64)
+                probability = scipy.special.softmax(logits[:, place] / assumed, axis=-1)
                 drawn = np.eye(17)[np.asarray(found.solution[:, place])]
                 variance = (probability * (1 - probability)).sum(axis=0)
                 worst[assumed] = np.max(np.abs((drawn - probability).sum(axis=0)) / np.sqrt(variance + 1e-9))
@@ -214,8 +238,8 @@ class TestMeasures:
         monkeypatch.setattr(measuring, "GROUP_SIZE", 8)
         found = measuring.measure_language(jax.random.key(2), tiny, 16)
         problem = chains.problem_tokens(jax.random.key(2), 16)
-        solution = chains.solution_tokens(chains.results(problem))
-        log_probs = np.asarray(fitting.solution_log_probs(tiny, problem), np.float64)
+        solution = jax.jit(lambda problem: chains.solution_tokens(chains.results(problem)))(problem)
+        log_probs = np.asarray(eqx.filter_jit(fitting.solution_log_probs)(tiny, problem), np.float64)
         right = np.exp(np.take_along_axis(log_probs, np.asarray(solution)[..., None], axis=-1).sum(axis=(1, 2)))
         np.testing.assert_allclose(found["coverage"][0], right.mean(), rtol=1e-4)
         np.testing.assert_allclose(found["coverage"][-1], 32 * right.mean(), rtol=1e-4)
@@ -307,6 +331,11 @@ class TestRun:
         with open_workspace(tmp_path / "run", identity) as workspace:
             train.run(config, workspace)
             assert len(workspace.reused) == 4
+
+    def test_an_interrupted_training_ends_the_experiment(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(train, "run_steps", lambda *args, **kwargs: Run(None, None, None, 3, interrupted=True))
+        with open_workspace(tmp_path / "run", {}) as workspace, pytest.raises(KeyboardInterrupt):
+            train._trained(jax.random.key(1), None, None, 60, "language model", workspace)
 
     def test_a_proposer_that_was_never_reached(self, tmp_path):
         with pytest.raises(InferenceError, match=r"pass@1 of 0.1 within 150 steps"):

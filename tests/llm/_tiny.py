@@ -82,7 +82,7 @@ def kernel_checks(step, states, texts, target, vocab_size, *, reversible=False):
     matrix = np.zeros((len(texts), len(texts)))
     np.add.at(matrix, (start[possible], place[end[possible]]), chances[possible] * len(texts))
     return matrix_checks(
-        KernelMatrix(matrix, jnp.asarray(target / math.fsum(target))), reversible=reversible, subject=""
+        KernelMatrix(jnp.asarray(matrix), jnp.asarray(target / math.fsum(target))), reversible=reversible, subject=""
     )
 
 

@@ -9,6 +9,7 @@ next step (the off-by-one of PIS); a future re-scored without its later potentia
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -167,6 +168,7 @@ def beside_the_filter(task, judge):
             ),
         )
         final = jnp.where(jnp.arange(2) == 0, final, 0)
+        log_weights = jnp.zeros(2)
         for t in range(1, task.setup.max_steps + 1):
             rows = model.mutate(keys[2 * t - 2], jnp.asarray(t), rows)
             # Copies of the reference carry its final score with them.
@@ -196,7 +198,8 @@ class OffByOne(lead):
     def __call__(self, key, population, step=None):
         extended, info = super().__call__(key, population, step)
         rows, tokens = extended.particles, population.context.reference.tokens
-        values = self.model.potential.scorer.lm.model.values
+        scores: Any = self.model.potential
+        values = scores.scorer.lm.model.values
         node = jnp.zeros((), jnp.int32)
         for place in range(tokens.shape[0]):
             node = jnp.where(

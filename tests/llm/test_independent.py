@@ -92,7 +92,7 @@ def test_votes_by_scores(key):
     total = sum(shares.values())
     posterior = found.posterior(unfinished=True)
     assert posterior == pytest.approx({text: share / total for text, share in shares.items()}, rel=1e-5)
-    assert found.select("weighted", unfinished=True).text == max(shares, key=shares.get)
+    assert found.select("weighted", unfinished=True).text == max(shares, key=lambda text: shares[text])
     assert np.isnan(found.log_evidence)
 
 
@@ -103,6 +103,6 @@ def test_bad_arguments(key):
     with pytest.raises(ValueError, match="`aggregate` must be one of"):
         weighted_majority(key, lm, [0], num_particles=4, scorer=judge, aggregate="median", **STEPS)
     with pytest.raises(TypeError, match="`step` is missing"):
-        majority(key, lm, [0], num_particles=4, max_steps=3)
+        majority(key, lm, [0], num_particles=4, max_steps=3)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="`num_particles` is 0"):
         majority(key, lm, [0], num_particles=0, **STEPS)

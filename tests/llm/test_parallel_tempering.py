@@ -55,7 +55,7 @@ def exchange_report(swap):
     laws = BASE[None] * np.exp(POWERS[:, None] * LOG_TOTAL[None])
     laws = laws / laws.sum(axis=1, keepdims=True)
     joint = np.prod(laws[np.arange(3)[None], np.asarray(states)], axis=1)
-    return matrix_checks(KernelMatrix(matrix, jnp.asarray(joint)), reversible=False, subject="exchange")
+    return matrix_checks(KernelMatrix(jnp.asarray(matrix), jnp.asarray(joint)), reversible=False, subject="exchange")
 
 
 @pytest.mark.usefixtures("x64")
@@ -100,7 +100,7 @@ def test_the_judge_brackets_its_evidence(key):
     """Texts of the judge itself are exact draws of p times p_B / p, whose evidence is 1."""
     lm, judge = models(2, 3)
     options = {"scorer": judge, "potential": "judge", "step": llm.block(1), "max_steps": 3}
-    draw_key, key = jax.random.split(key)
+    draw_key, key, other_key = jax.random.split(key, 3)
     drawn = llm.particle_filter(draw_key, judge, [0], num_particles=64, step=llm.block(1), max_steps=3)
     bound = log_evidence_upper_bound(key, lm, [0], drawn.token_ids, num_particles=8, **options)
     # Five standard errors, one-sided: a false alarm below 1e-6. The bound is about half the variance of log Z hat.
@@ -110,15 +110,15 @@ def test_the_judge_brackets_its_evidence(key):
     assert abs(harmonic.mean() - 1) < 5 * harmonic.std(ddof=1) / 8
     assert bound.tokens_used == 64 * 8 * 3
     with pytest.raises(ValueError, match=r"`draws\[0\]` has 2 tokens, but a run led by it ends after 3"):
-        log_evidence_upper_bound(key, lm, [0], [[0, 1]], num_particles=2, **options)
+        log_evidence_upper_bound(other_key, lm, [0], [[0, 1]], num_particles=2, **options)
 
 
 @pytest.mark.slow
 def test_a_ladder_on_texts(key):
     """20,000 iterations against the exact posterior and evidence.
 
-    Passes at power 0 are fresh draws, so that the chain forgets fast: with every tenth iteration independent, a standard
-    error is below 0.5 / sqrt(2000) = 0.011; the bound is five of them.
+    Passes at power 0 are fresh draws, so that the chain forgets fast: with every tenth iteration independent, the
+    standard error is below 0.5 / sqrt(2000) = 0.011; the bound is five of them.
     """
     lm, judge = models(3, 3, (2,))
     texts = all_texts(lm, 3, (2,))

@@ -20,7 +20,7 @@ from probinf import llm
 from probinf.core import InferenceError, InferenceWarning, Status
 from probinf.llm._gather import copy_rows, settle
 from probinf.llm._lm import bucket
-from probinf.models.lm import LanguageModelConfig, init_language_model
+from probinf.models.lm import LanguageModelConfig, init_language_model, save_language_model
 from tests._compilations import COMPILED
 from tests._processes import finish_worker, start_worker
 from tests.llm._tables import law_of, log_prob, node_of, table_lm
@@ -222,6 +222,16 @@ def test_ctrl_c_gives_what_there_is(key):
     assert np.isfinite(found.log_evidence)
 
 
+def test_ctrl_c_leaves_out_the_problems_that_follow(key):
+    def stop(report):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.warns(InferenceWarning, match="INTERRUPTED"):
+        found = run(key, [[1, 2], [3]], on_step=stop)
+    assert len(found) == 1
+    assert found[0].num_steps.max() == 1
+
+
 def test_no_legal_token_is_reported_with_the_text_so_far(key):
     mask = llm.automaton(np.array([[0, 1, 0, -1], [-1, -1, -1, -1]]))
     lm = eqx.tree_at(lambda m: m.model.logits, weak(), weak().model.logits.at[:, 1].set(50.0))
@@ -330,6 +340,19 @@ def test_a_model_of_the_wrong_kind(key):
         llm.load("nothing")
     with pytest.raises(ValueError, match="`stop_ids` holds 9"):
         llm.LM(weak().model, None, (9,), "bad")
+
+
+def test_a_model_comes_back_from_its_folder(tmp_path):
+    pytest.importorskip("safetensors")
+    config = LanguageModelConfig(
+        vocab_size=8, dim=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, hidden_dim=8, max_length=64
+    )
+    model = init_language_model(jax.random.key(0), config)
+    save_language_model(tmp_path / "own", model)
+    (tmp_path / "own" / "generation_config.json").write_text('{"eos_token_id": [5, 3]}')
+    lm = llm.load(tmp_path / "own")
+    assert (lm.name, lm.stop_ids, lm.tokenizer, lm.vocab_size, lm.max_length) == ("own", (3, 5), None, 8, 64)
+    assert np.array_equal(lm.model.embed, model.embed)
 
 
 def test_bad_steps():

@@ -14,7 +14,7 @@ from probinf.core import fresh_population, with_changes
 from probinf.llm._keep_best import keep_best, score_of_steps
 from probinf.llm._rows import with_fields
 from probinf.llm._search import beam, dvts
-from tests.llm._tiny import models, tiny_task
+from tests.llm._tiny import models, tiny_task, value_of
 
 STEPS = {"step": llm.block(1), "max_steps": 3}
 
@@ -100,22 +100,15 @@ def test_a_search_finds_what_all_of_its_draws_could_reach(key):
     lm, judge = models(2, 3)
     found = beam(key, lm, [0], num_particles=64, width=64, scorer=judge, **STEPS)
     texts = [tuple(int(token) for token in ids) for ids in found.token_ids]
-    prefix = ()
+    prefix: tuple[int, ...] = ()
     for _ in range(2):
-        children = [(*prefix, token) for token in (0, 1)]
-        prefix = max(children, key=lambda text: float(judge.model.values[node(text)]))
+        children: list[tuple[int, ...]] = [(*prefix, token) for token in (0, 1)]
+        prefix = max(children, key=lambda text: value_of(judge, text))
     assert {text[:2] for text in texts} == {prefix}
     assert found.tokens_used == 3 * 64
     assert np.isnan(found.log_evidence)
     assert np.all(found.log_weights == 0)
     assert found.select("argmax").value == np.nanmax(found.scores[:, -1])
-
-
-def node(text):
-    place = 0
-    for token in text:
-        place = 2 * place + token + 1
-    return place
 
 
 @pytest.mark.slow

@@ -188,6 +188,10 @@ class TestPassAtK:
         plug_in = np.dot(law, 1 - (1 - np.arange(n + 1) / n) ** k)
         assert abs(plug_in - (1 - (1 - p) ** k)) > 1e-3
 
+    def test_counts_of_numpy_and_whole_tables(self):
+        assert pass_at_k(np.int64(4), np.sum([True, False]), 2) == pytest.approx(0.5)
+        assert pass_at_k(4, np.asarray([0, 1, 4]), 2).shape == (3,)
+
     def test_large_numbers_stay_right(self):
         n, c, k = 10_000, 37, 100
         exact = 1 - Fraction(math.comb(n - c, k), math.comb(n, k))

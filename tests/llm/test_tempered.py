@@ -1,8 +1,8 @@
 """Filters that draw by flattened weights: the expected mass of every text, by enumeration of what they draw.
 
 One program holds all rules: which of them is used is the first choice that is enumerated. Planted bugs, shown to be
-caught: the entropic filter as published, whose drawn particles are equally weighted; and a bank of the mean weight where
-the mean of what was drawn by belongs.
+caught: the entropic filter as published, whose drawn particles are equally weighted; and a bank of the mean weight
+where the mean of what was drawn by belongs.
 """
 
 import equinox as eqx
@@ -21,7 +21,6 @@ from probinf.samplers import ALL_SCHEMES
 from probinf.validity import enumerate_algorithm
 from tests.llm._tables import num_nodes
 from tests.llm._tiny import expected_measure, log_odds, measure, models, tiny_task
-
 
 NO_THREE_ZEROS = llm.automaton(np.array([[1, 3], [2, 3], [-1, 3], [-1, -1]]))  # token 1 ends a text
 

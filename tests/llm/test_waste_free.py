@@ -1,6 +1,7 @@
 """Waste-free SMC on texts: the expected mass of every text, by enumeration of everything that a run draws.
 
-Planted bug, shown to be caught: a move that accepts every step that it proposes.
+Planted bug, shown to be caught: a move that accepts every step that it proposes. And the reason why steps are renewed
+always by default: where the ESS decides, the expected mass is another one.
 """
 
 import jax
@@ -19,7 +20,7 @@ from tests.llm._tables import num_nodes
 from tests.llm._tiny import expected_measure, log_odds, measure, models, tiny_task
 
 
-def unrolled(key, model, scheme):
+def unrolled(key, model, scheme, when):
     """`waste_free_run` with two rows, one of which is moved once, without the choices that it does not use."""
     keys = jax.random.split(key, 2 * model.max_steps)
     nothing = jnp.zeros((), jnp.int32)
@@ -27,7 +28,7 @@ def unrolled(key, model, scheme):
     for t in range(1, model.max_steps + 1):
         step = jnp.asarray(t, jnp.int32)
         if t > 1:
-            rule = renew(model, ALL_SCHEMES[scheme], ess_below(0.95), 2)
+            rule = renew(model, ALL_SCHEMES[scheme], when, 2)
             population, _ = rule(keys[2 * t - 2], population, step)
         population, _ = extend(Remembering(model))(keys[2 * t - 1], population, step)
     return with_changes(population, particles=population.particles.now)
@@ -42,20 +43,25 @@ def test_moves_keep_the_expected_measure_unless_they_always_accept(monkeypatch):
 
     def run(key):
         index_key, run_key = jax.random.split(key)
-        index = choose(index_key, categorical, jnp.ones((1, 2)))[0]
+        index = choose(index_key, categorical, jnp.ones((1, 3)))[0]
 
         def planted(new, old):
             return jnp.where(index == 1, 1, acceptance(new, old))
 
         monkeypatch.setattr(_renew, "acceptance", planted)
-        found = unrolled(run_key, task.setup.model(task.prompt(0)), "multinomial")
-        return jnp.zeros((2, num_nodes(2, 3))).at[index].set(2 * measure(found, 2))
+
+        def when(population):
+            return (index < 2) | ess_below(0.95)(population)
+
+        found = unrolled(run_key, task.setup.model(task.prompt(0)), "multinomial", when)
+        return jnp.zeros((3, num_nodes(2, 3))).at[index].set(3 * measure(found, 2))
 
     found = np.asarray(enumerate_algorithm(run).expectation(lambda value: value))
     expected = expected_measure(lm, 3, lambda text: -np.inf if text == (0, 0, 0) else log_odds(judge, text))
     error = np.max(np.abs(found - expected), axis=1) / np.max(expected)
     assert error[0] < 1e-12
     assert error[1] > 1e-3
+    assert error[2] > 1e-3
 
 
 def test_acceptance():
@@ -67,7 +73,7 @@ def test_acceptance():
 def test_what_a_run_tells(key):
     """Every move's step is paid for: 2 chains of 4, so 6 more steps of one token at each of two resamplings."""
     lm, judge = models(2, 3)
-    options = {"step": llm.block(1), "max_steps": 3, "ess_threshold": 1.0}
+    options = {"step": llm.block(1), "max_steps": 3}
     found = waste_free(key, lm, [[0], [1]], num_particles=8, scorer=judge, chain_length=4, **options)
     for one in found:
         assert one.tokens_used == 3 * 8 + 2 * 6
