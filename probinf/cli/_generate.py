@@ -127,7 +127,7 @@ def generate(
         found = _run(request, method, max_steps, quiet=quiet)
     except InferenceError as error:
         _stop(f"{method} failed: {error}", code=1)
-    except (ValueError, ImportError, OSError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         _stop(str(error), code=2)
     _conclude(found, request, as_data=as_data, out=out, plot=plot)
 
@@ -141,6 +141,8 @@ def _run(request: Request, method: str, max_steps: int, *, quiet: bool) -> llm.G
         with watching(method, max_steps) as watcher:
             return request.run(watcher)
     except KeyboardInterrupt:
+        if quiet or not request.can_be_watched:
+            _stop("interrupted: one program was running, as always with --quiet: there is nothing to show", code=130)
         if watcher.last is None:
             _stop("interrupted before the first step was done: there is nothing to show", code=130)
         found = watcher.last.generations()
@@ -157,12 +159,12 @@ def _conclude(found: llm.Generations, request: Request, *, as_data: bool, out: P
     if is_fatal(np.uint32(found.status)):
         _write(found, request, out, None)
         raise typer.Exit(1)
+    _write(found, request, out, plot)
     chosen = _select(found, request)
     if as_data:
         typer.echo(as_json(found, request.extract, request.rule, chosen))
     else:
         print_posterior(Console(), found, request.extract, request.rule, chosen)
-    _write(found, request, out, plot)
     if interrupted:
         _stop(f"interrupted in step {steps + 1}: this is what there is", code=130)
     if not np.any(found.weights > 0):

@@ -4,7 +4,8 @@ r"""Random choices with a finite law, and the control flow that an enumerator ca
 outcome and multiplies up its probability, so that `probinf.validity` can compute the exact law of a whole
 algorithm (Scibior et al. 2018; the enumerator of monad-bayes). `cond`, `scan`, `repeat`, `repeat_while` and
 `map_items` are `lax.cond`, `lax.scan`, `lax.fori_loop`, `lax.while_loop` and `vmap` outside an enumeration, and plain
-Python inside one, where a choice must not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside, and nothing inside.
+Python inside one, where a choice must not be trapped in a sub-computation. `compiled` is `equinox.filter_jit` outside,
+and nothing inside.
 """
 
 import contextlib

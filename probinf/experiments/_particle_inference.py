@@ -108,7 +108,7 @@ def rated(key: PRNGKey, name: str, config: Config, workspace: Workspace) -> Part
         rating.aggregate,
     )
     curves = chains.independent_curves(solutions, _doublings(config.most))
-    for method in checked_methods(config):
+    for method in checked_methods(config, name):
         workspace.say(f"chains rated by {rating.short}: {method}, N = {', '.join(map(str, particles))}")
         curves[method] = {
             # Common random numbers: all methods draw from one key.
@@ -119,8 +119,8 @@ def rated(key: PRNGKey, name: str, config: Config, workspace: Workspace) -> Part
     return Part(metrics, page.chains_section(workspace, name, metrics))
 
 
-def checked_methods(config: Config) -> tuple[str, ...]:
-    """The methods that a configuration names.
+def checked_methods(config: Config, rater: str) -> tuple[str, ...]:
+    """The methods that a configuration names, as far as they can use this rater.
 
     Raises:
         ValueError: there is no such method.
@@ -128,7 +128,7 @@ def checked_methods(config: Config) -> tuple[str, ...]:
     for method in config.methods:
         if method not in chains.METHODS:
             raise ValueError(f"`methods` holds {method!r}; needed some of {sorted(chains.METHODS)}")
-    return config.methods
+    return tuple(method for method in config.methods if rater in chains.METHODS[method].raters)
 
 
 def _doublings(most: int) -> tuple[int, ...]:
@@ -157,7 +157,8 @@ def summarise(rating: chains.Rating, curves: Curves, plain: Mapping[str, np.ndar
                 )._asdict()
                 for reading in ("whole", "last")
             }
-            for method in config.methods
+            for method in chains.METHODS
+            if method in curves
         },
         "versus": {
             "few": FEW,

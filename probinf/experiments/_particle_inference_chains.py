@@ -66,11 +66,13 @@ class Method(NamedTuple):
         run: `(key, lm, prompts, num_particles=, ..., step=, max_steps=) -> GenerationsBatch`.
         options: `(N, rater, rating) -> options`, so that it writes about N solutions' worth of tokens.
         aggregate: how the scores of its steps become one; None for that of the rating.
+        raters: whose rates it can use.
     """
 
     run: Callable[..., Any]
     options: Callable[[int, llm.LM, Rating], dict[str, Any]]
     aggregate: str | None = None
+    raters: tuple[str, ...] = ("judge", "reward")
 
 
 class Tally(NamedTuple):
@@ -148,12 +150,17 @@ def tally(task: Task, found: Sequence[llm.Generations], rule: str, **options: An
     return Tally(*np.asarray(rows, np.float64).T)
 
 
-def _weighted(potential: str) -> Callable[[int, llm.LM, Rating], dict[str, Any]]:
-    return lambda count, rater, rating: {"num_particles": count, "scorer": rater, "potential": potential}
+def _weighted(potential: str, **options: Any) -> Callable[[int, llm.LM, Rating], dict[str, Any]]:
+    return lambda count, rater, rating: {"num_particles": count, "scorer": rater, "potential": potential, **options}
 
 
 def _searched(count: int, rater: llm.LM, rating: Rating) -> dict[str, Any]:
     return {"num_particles": count, "scorer": rater, "width": min(4, count), "aggregate": rating.aggregate}
+
+
+def _twisted(count: int, rater: llm.LM, rating: Rating) -> dict[str, Any]:
+    del rating
+    return {"num_particles": count, "twist": rater}
 
 
 def _iterated(passes: int, **options: Any) -> Callable[[int, llm.LM, Rating], dict[str, Any]]:
@@ -167,20 +174,22 @@ def _iterated(passes: int, **options: Any) -> Callable[[int, llm.LM, Rating], di
 
 
 METHODS: Mapping[str, Method] = {
-    "odds": Method(llm.particle_filter, _weighted("odds")),
-    "prob": Method(llm.particle_filter, _weighted("prob")),
-    "ratio": Method(llm.particle_filter, _weighted("ratio")),
-    "judge": Method(llm.particle_filter, _weighted("judge"), "last"),
+    # Resampled at every step, as published: with an ESS of 5 of 8 three rows would still go on in vain.
+    "odds": Method(llm.particle_filter, _weighted("odds", ess_threshold=1.0)),
+    "prob": Method(llm.particle_filter, _weighted("prob", ess_threshold=1.0)),
+    "ratio": Method(llm.particle_filter, _weighted("ratio", ess_threshold=1.0)),
+    "rarely": Method(llm.particle_filter, _weighted("odds")),
+    "judge": Method(llm.particle_filter, _weighted("judge"), "last", ("judge",)),
     "beam": Method(llm.beam, _searched),
     "dvts": Method(llm.dvts, _searched),
     "tempered": Method(llm.tempered_filter, _weighted("odds")),
     "entropic": Method(llm.entropic_filter, _weighted("odds")),
-    "particle-gibbs": Method(llm.particle_gibbs, _iterated(4, num_iterations=3)),
+    "particle-gibbs": Method(llm.particle_gibbs, _iterated(2, num_iterations=1)),
     "parallel-tempering": Method(
-        llm.parallel_tempering, _iterated(8, num_iterations=3, inverse_temperatures=(1.0, 0.5))
+        llm.parallel_tempering, _iterated(6, num_iterations=2, inverse_temperatures=(1.0, 0.5))
     ),
-    # Its target is p r_T, with the rate of a prefix as guess of the last one.
-    "twisted": Method(llm.twisted_smc, lambda count, rater, rating: {"num_particles": count, "twist": rater}, "last"),
+    # Its target is p r_T; the rate of what is written so far is the guess of the last one.
+    "twisted": Method(llm.twisted_smc, _twisted, "last", ("reward",)),
     "waste-free": Method(
         llm.waste_free,
         lambda count, rater, rating: {**_weighted("odds")(count, rater, rating), "chain_length": min(4, count)},

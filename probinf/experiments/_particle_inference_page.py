@@ -31,6 +31,7 @@ CHAINS = {
     "odds": ("filter, odds", BLUE, "o-"),
     "prob": ("filter, prob", TEAL, "o-"),
     "ratio": ("filter, ratio", ROSE, "o-"),
+    "rarely": ("filter, odds, at ESS < N/2", BLUE, "o:"),
     "judge": ("filter, judge's law", BLUE, "s--"),
     "beam": ("beam", ORANGE, "o-"),
     "dvts": ("DVTS", ORANGE, "s--"),
@@ -162,7 +163,7 @@ def _targets_text(found: Mapping[str, Any]) -> tuple[str, ...]:
         + ", ".join(f"{value:.3f} ({name})" for name, value in sampled.items())
         + ". Where a rater is sure of itself odds and probability agree. The ratio's target is p r_T, one rate only: "
         "enough where a rate judges all that was written so far, as that of a reward model does, and little where it "
-        "judges the last step alone, as that of a judge does; the twisted filter has the same target.",
+        "judges the last step alone, as that of a judge does.",
     )
 
 

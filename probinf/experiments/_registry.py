@@ -102,6 +102,18 @@ _ALL = (
         "probinf.experiments._mcmc_shootout",
     ),
     Experiment(
+        "particle-inference",
+        "Generation as particle inference: an exact toy, and models that do sums, by every method at equal cost.",
+        "Puri, Sudalairaj, Xu, Xu, Srivastava 2025",
+        "probinf.experiments._particle_inference",
+    ),
+    Experiment(
+        "train-chains",
+        "The three tiny language models of `llm.load`, trained from the seed; how often they are right.",
+        "the chains task of this library; Vaswani et al. 2017, Touvron et al. 2023",
+        "probinf.experiments._train_chains",
+    ),
+    Experiment(
         "sg-mcmc",
         "Stochastic gradient samplers have the bias that is computed for them: of the step, the batch and the "
         "temperature.",

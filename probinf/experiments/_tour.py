@@ -2,8 +2,9 @@
 
 (a) Bayesian regression on the diabetes data by Hamiltonian Monte Carlo and in closed form, a run of NUTS on it that
 ends when its draws are good enough, and its evidence by tempered SMC; (b) the Nile by a particle filter and by the
-Kalman filter; (c) a kernel put through its checks. Efron, Hastie, Johnstone, Tibshirani (2004), "Least angle
-regression"; Durbin and Koopman (2012), "Time Series Analysis by State Space Methods", chapter 2.
+Kalman filter; (c) a kernel put through its checks; (d) a language model steered by another. Efron, Hastie, Johnstone,
+Tibshirani (2004), "Least angle regression"; Durbin and Koopman (2012), "Time Series Analysis by State Space Methods",
+chapter 2.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probinf.experiments import (
+    _tour_llm,
     _tour_mcmc,
     _tour_nile,
     _tour_nile_smoothing,
@@ -58,6 +60,7 @@ def run(config: Config, workspace: Workspace) -> dict[str, Part]:
         "evidence": workspace.part("evidence", _tour_smc.run, config),
         "nile": workspace.part("nile", _tour_nile.run, config),
         "validity": workspace.part("validity", _tour_validity.run, config),
+        "language": workspace.part("language", _tour_llm.run, config),
     }
 
 
@@ -67,4 +70,4 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     found = _tour_regression.claims(metrics["regression"]) + _tour_mcmc.claims(metrics["stopping"])
     found += _tour_smc.claims(metrics["evidence"])
     found += _tour_nile.claims(nile) + _tour_nile_smoothing.claims(nile["smoothing"])
-    return found + _tour_validity.claims(metrics["validity"])
+    return found + _tour_validity.claims(metrics["validity"]) + _tour_llm.claims(metrics["language"])

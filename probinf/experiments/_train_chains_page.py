@@ -47,7 +47,7 @@ def language_section(workspace: Workspace, found: Mapping[str, Any], config: Any
         for step, target in marks:
             right.plot(step, target, "o", color=INK, markersize=4)
         right.set(xlabel="step", ylabel="share", ylim=(-0.02, 1.02))
-        right.legend(loc="upper left")
+        right.legend(loc="center right")
         drawn = workspace.figure(
             "train-chains-language",
             figure,

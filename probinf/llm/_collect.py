@@ -91,8 +91,8 @@ def make_generations(
 ) -> Generations:
     """Builds a `Generations` from the arrays of a run, of NumPy or JAX, padded as they are on the device.
 
-    Texts are decoded here. Steps in which nothing happened any more (all texts had ended, or the run was interrupted) are
-    left out. Fields are those of `Generations`; what differs is told here.
+    Texts are decoded here. Steps in which nothing happened any more (all texts had ended, or the run was interrupted)
+    are left out. Fields are those of `Generations`; what differs is told here.
 
     Args:
         prompt: the prompt as text.

@@ -36,6 +36,7 @@ from probinf.core import (
     with_changes,
 )
 from probinf.core._population import bank
+from probinf.llm._gather import copy_rows
 from probinf.llm._model import LanguageSteps
 from probinf.llm._reference import Reference, behind
 from probinf.llm._rescore import rescore
@@ -100,7 +101,7 @@ class condition(eqx.Module):
     def _kept(self, key: PRNGKey, population: Population, done: Array) -> tuple[Any, Array, Led]:
         del done
         ancestors = settled(self.scheme)(key, weigh(population.log_weights).relative, pinned=True)
-        return self.model.gather(population.particles, ancestors), ancestors, population.context
+        return copy_rows(population.particles, ancestors, self.model.decoder.axis_name), ancestors, population.context
 
     def _renewed(self, key: PRNGKey, population: Population, done: Array) -> tuple[Any, Array, Led]:
         ancestor_key, others_key = jax.random.split(key)

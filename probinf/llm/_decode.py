@@ -81,7 +81,7 @@ class Decoder(eqx.Module):
     def __call__(self, key: PRNGKey, rows: Rows) -> tuple[Rows, Made]:
         """One step; row i's tokens depend on the key and on i alone, whatever the number of rows."""
         if rows.logits is None:
-            raise TypeError("these rows have no logits, as those that a run returns: nothing can be written behind them")
+            raise TypeError("these rows have no logits, as those that a run returns: nothing can be written after them")
         zeros = jnp.zeros(rows.length.shape, weight_dtype(rows.logits.dtype))
         carry = _Carry(
             rows.tokens,
@@ -93,7 +93,7 @@ class Decoder(eqx.Module):
             zeros,
             rows.logits,
             rows.cache,
-            rows.match_state.at[:, 0].set(0),
+            rows.match_state,
             rows.mask_state,
         )
         # The loop takes the bits of the key: a typed key in a loop counts as used again at each turn.
@@ -132,7 +132,7 @@ class Decoder(eqx.Module):
         log_base, log_proposal, log_allowed = self._laws(carry.logits, carry.mask_state)
         stuck = active & (log_allowed == -jnp.inf)
         drawing = active & ~stuck
-        token = choose(key, categorical, self._probabilities(log_proposal, drawing, carry))
+        token = choose(key, categorical, self._probabilities(log_proposal, log_allowed, drawing, carry))
         log_p, log_q = (_at(law, token) for law in (log_base, log_proposal))
         correction = log_allowed if self.base == "proposal" else log_p - (log_q - log_allowed)
         # A model that says NaN must not pass for one that says nothing about the weight.
@@ -142,6 +142,8 @@ class Decoder(eqx.Module):
         tokens = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(carry.tokens, slot, token)
         length = carry.length + drawing.astype(carry.length.dtype)
         delimiter_state, delimited = self.delimiters.step(carry.match_state[:, 0], token)
+        # Begun anew behind a delimiter, not behind the bound of a step, which may cut one in two.
+        delimiter_state = jnp.where(delimited, 0, delimiter_state)
         stop_state, stops = self.stops.step(carry.match_state[:, 1], token)
         stops = drawing & stops
         finished = carry.finished | stuck | stops | (drawing & (length >= capacity))
@@ -180,7 +182,7 @@ class Decoder(eqx.Module):
         log_proposal = jnp.where(allowed, log_proposal, -jnp.inf)
         return log_base, log_proposal, jax.nn.logsumexp(log_proposal, axis=-1)
 
-    def _probabilities(self, log_proposal: Array, drawing: Array, carry: _Carry) -> Array:
+    def _probabilities(self, log_proposal: Array, log_allowed: Array, drawing: Array, carry: _Carry) -> Array:
         """What to draw from: token 0 for rows that do not draw, and the reference's next one for its row."""
         vocabulary = jnp.arange(log_proposal.shape[1], dtype=jnp.int32)[None, :]
         forced = jnp.where(drawing, -1, 0).astype(jnp.int32)
@@ -188,7 +190,9 @@ class Decoder(eqx.Module):
             following = self.reference[jnp.minimum(carry.length[0], self.reference.shape[0] - 1)]
             forced = forced.at[0].set(jnp.where(drawing[0], following, 0))
         certain = (vocabulary == forced[:, None]).astype(log_proposal.dtype)
-        return jnp.where(forced[:, None] >= 0, certain, jnp.exp(log_proposal))
+        # Normalised first: what a mask leaves may be too little for a float.
+        norm = jnp.where(log_allowed > -jnp.inf, log_allowed, 0)[:, None]
+        return jnp.where(forced[:, None] >= 0, certain, jnp.exp(log_proposal - norm))
 
 
 def any_row(rows: Bool[Array, " n"], axis_name: str | None) -> Bool[Array, ""]:

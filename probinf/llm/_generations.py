@@ -52,7 +52,8 @@ class Generations:
         scorer_tokens_used: tokens scorers were fed, their prompts among them.
         seconds: wall time of the run, with whatever had to be compiled.
         status: OR of `core.Status` bits.
-        num_failed: how many scores failed (exception, None, NaN, timeout) and counted as weight zero.
+        num_failed: how many log weights were NaN and counted as zero: a score that failed (exception, None, NaN,
+            timeout), or a model that said NaN.
         first_bad_step: first step (0-based) at which a status bit was set, -1 if none.
         causes: what made scores fail, and how often.
         method: name of the method, such as `"particle_filter"`.
@@ -231,7 +232,7 @@ class Generations:
         counts = {bit.name: where for bit in Status if bit.name and where}
         if self.num_failed:
             causes = "; ".join(f"{cause} ({times} times)" for cause, times in self.causes.items())
-            words = [f"{self.num_failed} scores failed", where, causes]
+            words = [f"{self.num_failed} log weights were NaN", where, causes]
             counts["NAN_LOG_WEIGHT"] = ", ".join(word for word in words if word)
         if self.texts and not np.any(self.log_weights > -np.inf):
             longest = max(self.texts, key=len)

@@ -25,7 +25,7 @@ from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, one_or_several, task_of
+from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._reference import Reference, draw_reference
@@ -110,7 +110,7 @@ def particle_gibbs(
             task.setup,
             task.prompt(index),
             scheme,
-            ess_below(ess_threshold),
+            ess_below(fraction("ess_threshold", ess_threshold)),
             num_particles=num_particles,
             num_iterations=burn_in + kept,
             ancestor_sampling=ancestor_sampling,

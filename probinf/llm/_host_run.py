@@ -5,22 +5,20 @@ loop ends once all rows are finished, and at Ctrl-C with what there is.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from probinf.core import (
-    FeynmanKac,
     Population,
     PRNGKey,
     ResampleInfo,
     Status,
     WeightInfo,
     compiled,
-    extend,
     fast_key,
     place,
     plain_key,
@@ -28,6 +26,7 @@ from probinf.core import (
     spawn,
     with_changes,
 )
+from probinf.core._spawn import absorb
 from probinf.llm._decode import Made
 from probinf.llm._model import LanguageSteps, Setup, check_scored, idle
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
@@ -47,28 +46,6 @@ class State(NamedTuple):
     records: tuple[StepRecord, ...]
 
 
-class _Written(FeynmanKac):
-    """A step that has been written and weighed already, so that `extend` can absorb it."""
-
-    batch: ClassVar[bool] = True
-    model: LanguageSteps
-    rows: Rows
-
-    @property
-    def num_steps(self) -> int:
-        return self.model.num_steps
-
-    def mutate(self, key: PRNGKey, t: int | Array, x: Rows) -> Rows:
-        del key, t, x
-        return self.rows
-
-    def log_potential(self, t: int | Array, x_prev: PyTree | None, x: Rows) -> Float[Array, " n"]:
-        return self.model.log_potential(t, x_prev, x)
-
-    def freeze(self, status: Array, old: Rows, new: Rows) -> Rows:
-        return self.model.freeze(status, old, new)
-
-
 def run_on_host(
     key: PRNGKey,
     setup: Setup,
@@ -80,7 +57,7 @@ def run_on_host(
     record: Callable[[Population], PyTree] | None = None,
     home: place,
     fixed_slots: bool = False,
-    watch: Callable[[State], None] | None = None,
+    watch: Callable[[State, Potential], None] | None = None,
 ) -> tuple[Run, Potential]:
     """Runs `run_steps` step by step; arguments are those, but for these.
 
@@ -94,7 +71,7 @@ def run_on_host(
         record: as in `run_steps`.
         home: as in `run_steps`.
         fixed_slots: as in `run_steps`.
-        watch: called after every step.
+        watch: called after every step, with the bound potential too.
 
     Returns:
         The `Run`, with `INTERRUPTED` in its status after Ctrl-C; and the bound potential, which knows what failed.
@@ -124,7 +101,7 @@ def run_on_host(
                 population, row = _step_apart(body, recorder, model, potential, keys[t - 1], state.population, step)
             state = State(population, (*state.records, row))
             if watch is not None:
-                watch(state)
+                watch(state, potential)
             if bool(jnp.all(state.population.particles.finished)):
                 break
     except KeyboardInterrupt:
@@ -217,8 +194,10 @@ def _absorb(
     scored: Scored,
 ) -> tuple[Population, StepRecord]:
     weighed = model.weigh(step, rows, view, made, scored)
-    unused = jax.random.key(0)
-    population, weighting = extend(_Written(model, weighed))(unused, population, step)
+    # What `extend` does with a step that is not written yet.
+    frozen = model.freeze(population.status, population.particles, weighed)
+    absorbed, weighting = absorb(population, model.log_potential(step, population.particles, frozen))
+    population = with_changes(absorbed, particles=frozen)
     return population, recorder(population, (None, moving, weighting))
 
 

@@ -17,6 +17,7 @@ from probinf.core import Population, PRNGKey, ResampleInfo
 from probinf.llm._collect import NO_ERROR
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
+from probinf.llm._judge import Judge
 from probinf.llm._lm import LM
 from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._potentials import find_potential, no_potential
@@ -82,7 +83,7 @@ def majority(
         InferenceError: a fatal fault, with `throw=True`.
         ValueError, TypeError: a bad argument.
     """
-    if options.get("scorer") is not None or options.get("potential") is not None:
+    if options.get("scorer") is not None or options.get("potential") not in (None, "none"):
         options = only_scored("majority", lm, options)
     return _apart(key, lm, prompt, num_particles, "majority", options)
 
@@ -115,6 +116,11 @@ def weighted_majority(
     """
     if aggregate not in AGGREGATES:
         raise ValueError(f"`aggregate` must be one of {list(AGGREGATES)}, got {aggregate!r}")
+    if options.get("potential") == "judge" or isinstance(options.get("potential"), Judge):
+        raise ValueError(
+            "`potential` is a judge, whose scores are log probabilities, and votes must not be negative: leave it out, "
+            "so that the `scorer` gives rewards, or take `best_of_n`"
+        )
     options = only_scored("weighted_majority", lm, options)
     result = _apart(key, lm, prompt, num_particles, "weighted_majority", options, has_evidence=False)
 

@@ -2,8 +2,9 @@ r"""Hard constraints on tokens, with correct weights: proposal $q = p \, 1[A] / 
 
 Restricting the vocabulary to the allowed set A and renormalising samples the wrong distribution: a text comes out with
 probability $p(x) / \prod_k p(A_k)$. Multiplying the weight by $p(A_k)$ at every token gives back $p(x) 1[legal]$, whose
-evidence is the probability that the model writes a legal text (Lew et al. 2023, "Sequential Monte Carlo steering").
-A text ends by a stop token, which must be allowed where it may end.
+evidence is the probability that the model writes a legal text, or the legal beginning of one where texts are cut off by
+`max_steps` or `max_tokens` (Lew et al. 2023, "Sequential Monte Carlo steering"). A text ends by a stop token, which
+must be allowed where it may end.
 """
 
 import operator

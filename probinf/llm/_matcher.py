@@ -43,7 +43,7 @@ def find_matcher(name: str, ends: Sequence[str | int], lm: LM) -> Matcher:
         lm: whose vocabulary and tokenizer it is for.
 
     Raises:
-        ValueError: an id is not in the vocabulary.
+        ValueError: an id is not in the vocabulary, or no token writes a character of a text.
         TypeError: a text is given where the `LM` has no tokenizer.
     """
     texts = tuple(end for end in ends if isinstance(end, str))
@@ -54,12 +54,24 @@ def find_matcher(name: str, ends: Sequence[str | int], lm: LM) -> Matcher:
         if not 0 <= token < lm.vocab_size:
             raise ValueError(f"`{name}` holds {token}; token ids of this model are 0 to {lm.vocab_size - 1}")
     if texts:
+        _check_writable(name, texts, lm)
         next_state, hits = _table(texts, lm.tokenizer, lm.vocab_size)
         hits = hits.copy()
     else:
         next_state, hits = np.zeros((1, lm.vocab_size), np.int32), np.zeros((1, lm.vocab_size), bool)
     hits[:, ids] = True
     return Matcher(jnp.asarray(next_state), jnp.asarray(hits))
+
+
+def _check_writable(name: str, texts: tuple[str, ...], lm: LM) -> None:
+    written = set("".join(token_texts(lm.tokenizer, lm.vocab_size)))
+    for text in texts:
+        missing = [character for character in text if character not in written]
+        if missing:
+            raise ValueError(
+                f"`{name}` holds the text {text!r}, but no token of this model writes {missing[0]!r}: pass token ids "
+                "instead (special tokens too are met by their ids alone, for they write nothing)"
+            )
 
 
 @functools.lru_cache(maxsize=32)

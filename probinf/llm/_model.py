@@ -11,26 +11,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from probinf.core import FeynmanKac, PRNGKey, is_fatal, repeat_while, unwrap_key, weight_dtype
+from probinf.core import FeynmanKac, PRNGKey, repeat_while, unwrap_key, weight_dtype
+from probinf.core._population import freeze
 from probinf.llm._decode import Decoder, Made, any_row
-from probinf.llm._gather import copy_rows
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
 from probinf.llm._rows import Rows, with_fields
-
-_FROZEN = (
-    "tokens",
-    "length",
-    "finished",
-    "stopped",
-    "log_prob",
-    "log_increment",
-    "log_mass",
-    "step_tokens",
-    "scorer_tokens",
-    "boundaries",
-    "scores",
-    "num_steps",
-)
 
 
 class LanguageSteps(FeynmanKac):
@@ -86,15 +71,10 @@ class LanguageSteps(FeynmanKac):
         del t, x_prev
         return x.log_increment
 
-    def gather(self, particles: PyTree, ancestors: Int[Array, " n"]) -> PyTree:
-        """The rows at `ancestors`, which must be settled (see `settle`): copies those that moved."""
-        return copy_rows(particles, ancestors, self.decoder.axis_name)
-
     def freeze(self, status: Array, old: Rows, new: Rows) -> Rows:
-        """The old texts after a fatal fault. Caches are not kept back: selecting them would copy them at each step."""
-        fatal = is_fatal(status)
-        kept = {name: jnp.where(fatal, getattr(old, name), getattr(new, name)) for name in _FROZEN}
-        return with_fields(new, **kept)
+        """After a fatal fault the old texts, finished. Caches are not kept back: selecting copies them each time."""
+        ended = with_fields(idle(old), finished=jnp.ones_like(old.finished))
+        return freeze(status, ended.with_heavy(), new.with_heavy()).with_heavy(new.heavy)
 
     def empty_rows(self, num_rows: int) -> Rows:
         """N rows that have written nothing.
@@ -139,7 +119,7 @@ class LanguageSteps(FeynmanKac):
             tokens=made.tokens,
             count=made.num_tokens,
             log_prob=made.log_prob,
-            active=~rows.finished,
+            active=~rows.finished & (made.correction != -jnp.inf),
             finished=written.finished,
             all_tokens=written.tokens,
             length=written.length,
@@ -150,10 +130,13 @@ class LanguageSteps(FeynmanKac):
     def weigh(self, t: int | Array, rows: Rows, view: StepView, made: Made, scored: Scored) -> Rows:
         """Notes weights, scores and costs of the t-th step, and ends the rows of weight zero."""
         dtype = rows.log_increment.dtype
+        # A row that no token was allowed for has weight zero, whatever the potential says.
+        stuck = made.correction == -jnp.inf
+        wrote = view.active | stuck
         increment = made.correction.astype(dtype) + scored.log_potential.astype(dtype)
-        increment = jnp.where(view.active, increment, 0)
+        increment = jnp.where(stuck, -jnp.inf, jnp.where(view.active, increment, 0))
         score = jnp.where(view.active, scored.score.astype(dtype), rows.scores[:, t - 1])
-        boundary = jnp.where(view.active, rows.length, rows.boundaries[:, t - 1])
+        boundary = jnp.where(wrote, rows.length, rows.boundaries[:, t - 1])
         fed = jnp.where(view.active, scored.num_tokens.astype(jnp.int32), 0)
         return with_fields(
             rows,
@@ -163,7 +146,7 @@ class LanguageSteps(FeynmanKac):
             scorer_tokens=fed,
             boundaries=rows.boundaries.at[:, t - 1].set(boundary),
             scores=rows.scores.at[:, t - 1].set(score),
-            num_steps=rows.num_steps + view.active.astype(jnp.int32),
+            num_steps=rows.num_steps + wrote.astype(jnp.int32),
         )
 
 

@@ -15,8 +15,10 @@ from typing import (
 )
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from probinf.core import PRNGKey
+from probinf.core import PRNGKey, is_concrete
 from probinf.llm._collect import StepReport
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
@@ -117,3 +119,18 @@ def task_of(lm: LM, prompt: Any, text: dict[str, Any]) -> Task:
             mend = 'step=llm.delimiter(";")' if name == "step" else "max_steps=40"
             raise TypeError(f"`{name}` is missing: pass, for example, `{mend}`")
     return make_task(lm, prompt, **text)
+
+
+def fraction(name: str, value: Any) -> Float[Array, ""]:
+    """`value` as an array.
+
+    Args:
+        name: what the caller calls it, for the error.
+        value: a number in [0, 1], or a traced scalar.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if is_concrete(value) and not 0 <= float(value) <= 1:
+        raise ValueError(f"`{name}` is {value!r}; needed a number in [0, 1]")
+    return jnp.asarray(value, float)

@@ -34,7 +34,7 @@ from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import LanguageSteps, Setup
-from probinf.llm._options import TextOptions, one_or_several, task_of
+from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
 from probinf.llm._pooled import NO_EVIDENCE, pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._raised import Raised, log_total
@@ -130,6 +130,11 @@ def parallel_tempering(
     num_particles = whole_number("num_particles", num_particles, 2)
     burn_in = whole_number("num_burn_in", num_burn_in, 0)
     kept = whole_number("num_iterations", num_iterations, 1)
+    if burn_in + kept < 2:
+        raise ValueError(
+            "`num_iterations` is 1 without `num_burn_in`, and powers exchange their texts after an iteration, so that "
+            "no exchange would be seen: take at least 2 of both together"
+        )
     scheme, began = find_scheme(resampling), time.perf_counter()
     proper = powers[-1] == 0 and task.setup.mask is None and task.setup.base == "proposal"
     settings = {
@@ -147,7 +152,7 @@ def parallel_tempering(
                 task.prompt(index),
                 jnp.asarray(powers, float),
                 scheme,
-                ess_below(ess_threshold),
+                ess_below(fraction("ess_threshold", ess_threshold)),
                 num_particles=num_particles,
                 num_iterations=burn_in + kept,
                 ancestor_sampling=ancestor_sampling,

@@ -23,6 +23,8 @@ from probinf.llm._reference import Reference
 from probinf.llm._rows import Rows
 from probinf.llm._step_reader import CHUNK
 
+LOGITS = 1 << 26  # the most numbers that one block of laws holds
+
 
 class Rescored(NamedTuple):
     """The future's mass behind every row, and what it cost.
@@ -92,12 +94,11 @@ def _same_steps(
         if decoder.mask is not None:
             fits = fits & decoder.mask.allowed(mask_state)[:, tokens[i]]
             mask_state = decoder.mask.advance(mask_state, token)
-        delimiter_state = jnp.where(ends[i], 0, delimiter_state)
+        delimiter_state = jnp.where(delimited, 0, delimiter_state)  # as the decoder does
         same = same & (fits | (i >= count))
         return jnp.stack([delimiter_state, stop_state], axis=1), mask_state, jnp.where(ends[i], 0, in_step), same
 
-    start_state = rows.match_state.at[:, 0].set(0)
-    carry = (start_state, rows.mask_state, jnp.zeros((), jnp.int32), jnp.ones_like(rows.finished))
+    carry = (rows.match_state, rows.mask_state, jnp.zeros((), jnp.int32), jnp.ones_like(rows.finished))
     return jax.lax.fori_loop(0, _most(count, decoder.axis_name), one, carry)[3]
 
 
@@ -105,8 +106,9 @@ def _log_probs(
     model: LanguageSteps, rows: Rows, tokens: Int[Array, " capacity"], count: Int[Array, " n"]
 ) -> Float[Array, "n capacity"]:
     """Log of the base law of each token behind each row; 0 from `count` on, -inf for what is never proposed."""
-    decoder, size = model.decoder, min(CHUNK, tokens.shape[0])
-    num_rows, num_blocks = count.shape[0], -(-tokens.shape[0] // size)
+    decoder, num_rows = model.decoder, count.shape[0]
+    size = max(1, min(CHUNK, tokens.shape[0], LOGITS // (num_rows * model.first_logits.size)))
+    num_blocks = -(-tokens.shape[0] // size)
     padded = jnp.pad(tokens, (0, num_blocks * size - tokens.shape[0]))
 
     def block(i: Array, carry: tuple) -> tuple:

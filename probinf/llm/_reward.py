@@ -15,6 +15,7 @@ model as it is written. "ratio" and "final" have one target and reach it in diff
 on the way there, and dies for good where a prefix has reward 0; "final" never looks at a prefix.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class RewardPotential(Potential):
 
     def for_model(self, lm: Any) -> "RewardPotential":
         """Prepares the scorer."""
-        return self._around(self.scorer.for_model(lm))
+        return dataclasses.replace(self, scorer=self.scorer.for_model(lm))
 
     def context(self) -> int | None:
         """That of the scorer."""
@@ -61,7 +62,7 @@ class RewardPotential(Potential):
 
     def bind(self, prompt: Prompt) -> "RewardPotential":
         """Binds the scorer."""
-        return self._around(self.scorer.bind(prompt))
+        return dataclasses.replace(self, scorer=self.scorer.bind(prompt))
 
     def start(self, num_rows: int, capacity: int) -> RewardState:
         """The scorer's state, and r_0 = 1."""
@@ -103,9 +104,6 @@ class RewardPotential(Potential):
         else:
             log_potential = log_reward
         return log_potential / self.temperature.astype(value.dtype)
-
-    def _around(self, scorer: Scorer) -> "RewardPotential":
-        return RewardPotential(scorer, self.kind, self.temperature, self.clip)
 
 
 def reward_potential(scorer: Scorer, kind: str, temperature: Any, clip: Any) -> RewardPotential:

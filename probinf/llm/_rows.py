@@ -17,7 +17,7 @@ class Rows(eqx.Module):
         tokens: generated tokens; 0 beyond `length`.
         length: how many of them are real.
         finished: whether the row has ended: at a stop, at the bound on tokens, or with weight zero.
-        stopped: whether it ended at a stop, not at a bound or with weight zero.
+        stopped: whether a stop was written; else it ended at a bound, or with weight zero.
         log_prob: log of the base law of all generated tokens, in nats.
         log_increment: log weight of the last step, $log G_t$ and corrections of the proposal together; 0 for a row that
             was finished before the step.
@@ -79,5 +79,4 @@ def with_fields(rows: Rows, **changes: Any) -> Rows:
         rows: N texts.
         **changes: new values of its fields.
     """
-    fields = {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)}
-    return Rows(**(fields | changes))
+    return dataclasses.replace(rows, **changes)

@@ -69,7 +69,7 @@ class Sampling(eqx.Module):
         temperature = self.temperature.astype(logits.dtype)
         top = jnp.max(logits, axis=-1, keepdims=True)
         shifted = logits - top
-        greedy = jnp.where(shifted < 0, -jnp.inf, 0)
+        greedy = jnp.where(shifted < 0, -jnp.inf, shifted)  # 0 at the top; NaN stays NaN
         scaled = jnp.where(temperature > 0, shifted / jnp.where(temperature > 0, temperature, 1), greedy)
         if self.top_k is not None:
             scaled = _kept(scaled, at_least(jnp.exp(scaled), jnp.ones_like(scaled), self.top_k.astype(scaled.dtype)))

@@ -60,7 +60,7 @@ def as_ends(name: str, ends: str | int | Sequence[str | int] | None) -> tuple[st
     """
     if ends is None:
         return ()
-    several = [ends] if isinstance(ends, str | int) else list(ends)
+    several = list(ends) if isinstance(ends, Sequence) and not isinstance(ends, str) else [ends]
     found: list[str | int] = []
     for end in several:
         if end == "":

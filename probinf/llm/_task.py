@@ -40,8 +40,7 @@ from probinf.llm._rows import Rows
 from probinf.llm._run import Recorder, Rule, Run, run_steps
 from probinf.llm._sampling import Sampling
 from probinf.llm._step import StepMode, as_ends
-
-PROBLEMS = "problems"
+from probinf.llm._step_reader import PROBLEMS
 
 
 class Task(NamedTuple):
@@ -218,7 +217,9 @@ def run_task(
             own_key = jax.random.fold_in(key, index) if task.several else key
             watch = None
             if on_step is not None:
-                watch = functools.partial(_tell, on_step, task, functools.partial(finish, index), record, began)
+                watch = functools.partial(
+                    _tell, on_step, task, functools.partial(finish, index), record, began, task.ids[index].size
+                )
             run, potential = run_on_host(
                 own_key, task.setup, task.prompt(index, with_text=True), rule, home=home, watch=watch, **options
             )
@@ -328,15 +329,20 @@ def _tell(
     finish: Callable[..., Generations],
     record: Callable[[Population], PyTree] | None,
     began: float,
+    prompt_tokens: int,
     state: State,
+    potential: Potential,
 ) -> None:
     """Reports a step to the user."""
     population, last, seconds = state.population, state.records[-1], time.perf_counter() - began
     rows: Rows = population.particles
     best = int(jnp.argmax(population.log_weights))
+    scored = int(sum(jnp.sum(row.scorer_tokens) for row in state.records))
 
     def whole() -> Generations:
-        return finish(jax.device_get(_light(as_run(state, Recorder(record), task.setup.max_steps))), seconds, {})
+        return finish(
+            jax.device_get(_light(as_run(state, Recorder(record), task.setup.max_steps))), seconds, potential.causes()
+        )
 
     report = StepReport(
         step=len(state.records),
@@ -345,7 +351,7 @@ def _tell(
         resampled=bool(last.resampled),
         num_finished=int(jnp.sum(rows.finished)),
         tokens_used=int(sum(jnp.sum(row.step_tokens) for row in state.records)),
-        scorer_tokens_used=int(sum(jnp.sum(row.scorer_tokens) for row in state.records)),
+        scorer_tokens_used=scored + (prompt_tokens if scored else 0),
         seconds=seconds,
         best_text=task.lm.decode(np.asarray(rows.tokens[best])[: int(rows.length[best])]),
         generations=whole,
@@ -376,7 +382,7 @@ def _sizes(
     size = bucket(length, most)
     if max_tokens is None:
         # By the padded length where that leaves room, so that another length of prompt is no other program.
-        return size, min(wanted, most - size if most > size else most - length)
+        return size, wanted if wanted <= most - size else min(wanted, most - length)
     capacity = whole_number("max_tokens", max_tokens, 1)
     if length + capacity > most:
         raise ValueError(

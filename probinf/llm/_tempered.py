@@ -1,11 +1,11 @@
 r"""Particle filters that draw by flattened weights, with the target left as it is.
 
-`tempered_filter` carries the population along the laws $p \prod_{s \le t} G_s^{\lambda_t}$, and `entropic_filter` draws
-ancestors in proportion to $w^{1/\tau}$ early in a run (ePF: Puri et al. 2025, arXiv 2510.05825). Their authors leave
-the drawn particles equally weighted, so that what is sampled in the end is another law, which no formula gives. Here
-copies keep what they were not drawn by, the weights $w / w^{1/\tau}$, and the mean of $w^{1/\tau}$ is banked: final
-weights are those of $p \prod_t G_t$, and the evidence estimate is unbiased for every schedule, adaptive ones too, since
-the power is a function of the population that is drawn from.
+`tempered_filter` carries the population along the laws $p \prod_{s \le t} G_s^{\lambda_t}$, and `entropic_filter`
+draws ancestors in proportion to $w^{1/\tau}$ early in a run (the entropic particle filter, ePF, arXiv 2510.05825). As
+published the particles drawn are then equally weighted, so that what is sampled is another law, which no formula gives.
+Here copies keep what they were not drawn by, the weights $w / w^{1/\tau}$, and the mean of $w^{1/\tau}$ is banked:
+final weights are those of $p \prod_t G_t$, and the evidence estimate is unbiased for every schedule, adaptive ones too,
+since the power is a function of the population that is drawn from.
 """
 
 from typing import Any, Unpack
@@ -19,7 +19,7 @@ from probinf.llm._flattening import at_temperatures, entropic, no_potentials, re
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, one_or_several, part, task_of
+from probinf.llm._options import RunOptions, fraction, one_or_several, part, task_of
 from probinf.llm._task import Task, run_task
 from probinf.samplers._particle_filter import find_scheme
 from probinf.samplers._scheme import AbstractScheme
@@ -158,18 +158,3 @@ def _schedule(inverse_temperature: Any, num_steps: int) -> Float[Array, " t"]:
             raise ValueError(f"`inverse_temperature` is {inverse_temperature!r}; needed finite numbers, at least 0")
     first, last = (jnp.asarray(value, float) for value in ends)
     return first + (last - first) * jnp.linspace(0, 1, num_steps)
-
-
-def fraction(name: str, value: Any) -> Float[Array, ""]:
-    """`value` as an array.
-
-    Args:
-        name: what the caller calls it, for the error.
-        value: a number in [0, 1], or a traced scalar.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if is_concrete(value) and not 0 <= float(value) <= 1:
-        raise ValueError(f"`{name}` is {value!r}; needed a number in [0, 1]")
-    return jnp.asarray(value, float)

@@ -20,7 +20,7 @@ from probinf.core import PRNGKey, ess_below, resample
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, one_or_several, part, task_of
+from probinf.llm._options import RunOptions, fraction, one_or_several, part, task_of
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
 from probinf.llm._potentials import find_potential, find_scorer
 from probinf.llm._rows import Rows
@@ -139,7 +139,7 @@ def twisted_smc(
         found = find_potential(text.pop("potential", None), text.pop("scorer", None), lm)
     task = task_of(lm, prompt, {**text, "potential": Twisted(find_scorer(twist), found), "scorer": None})
     scheme = find_scheme(resampling)
-    rule = resample(scheme, when=ess_below(ess_threshold), look_ahead=last_log_psi)
+    rule = resample(scheme, when=ess_below(fraction("ess_threshold", ess_threshold)), look_ahead=last_log_psi)
     return run_task(
         key,
         task,

@@ -24,11 +24,12 @@ from probinf.llm._conditional import conditional_run
 from probinf.llm._gibbs import Scheme, When, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, task_of
+from probinf.llm._options import TextOptions, fraction, task_of
 from probinf.llm._potential_types import Prompt
 from probinf.llm._reference import Reference
 from probinf.llm._run import Run
-from probinf.llm._task import PROBLEMS, Task
+from probinf.llm._step_reader import PROBLEMS
+from probinf.llm._task import Task
 from probinf.samplers._particle_filter import find_scheme
 from probinf.samplers._scheme import AbstractScheme
 
@@ -97,7 +98,7 @@ def log_evidence_upper_bound(
             task.prompt(0),
             _padded(ids, task),
             find_scheme(resampling),
-            ess_below(ess_threshold),
+            ess_below(fraction("ess_threshold", ess_threshold)),
             num_particles=num_particles,
         )
     )

@@ -4,6 +4,7 @@ Whatever it does, the run goes on: an exception, None, NaN, a wrong type or a ti
 counts as weight zero, is flagged (`NAN_LOG_WEIGHT`) and counted, and the cause is kept for the message.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -66,7 +67,7 @@ class TextScorer(Scorer):
 
     def for_model(self, lm: Any) -> "TextScorer":
         """Takes the tokenizer of `lm`, and leaves its weights."""
-        return self._with(writer=LM(None, lm.tokenizer))
+        return dataclasses.replace(self, writer=LM(None, lm.tokenizer))
 
     def bind(self, prompt: Prompt) -> "TextScorer":
         """Takes the prompt's text, and starts a new count of faults."""
@@ -74,7 +75,7 @@ class TextScorer(Scorer):
         if text is None:
             _check_concrete(prompt, self.function)
             text = self._decode(np.asarray(prompt.tokens)[: int(prompt.length)])
-        return self._with(prompt=text, log=FaultLog())
+        return dataclasses.replace(self, prompt=text, log=FaultLog())
 
     def update(self, state: PyTree, step: StepView, wanted: Bool[Array, " n"]) -> tuple[PyTree, Reading]:
         """Judges the texts of the rows in `wanted`, equal ones once."""
@@ -121,10 +122,6 @@ class TextScorer(Scorer):
         if self.writer is None:
             raise TypeError("`for_model` before `bind` and `update`: the tokenizer is that of the model that writes")
         return self.writer.decode(ids)
-
-    def _with(self, **changes: Any) -> "TextScorer":
-        fields = ("function", "returns", "batched", "timeout", "num_workers", "writer", "prompt", "log")
-        return TextScorer(**{name: changes.get(name, getattr(self, name)) for name in fields})
 
 
 def text_scorer(

@@ -27,7 +27,7 @@ from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, one_or_several, task_of
+from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._renew import Cost, waste_free_run
@@ -97,7 +97,7 @@ def waste_free(
                 task.setup,
                 task.prompt(index),
                 scheme,
-                None if ess_threshold is None else ess_below(ess_threshold),
+                None if ess_threshold is None else ess_below(fraction("ess_threshold", ess_threshold)),
                 num_particles=num_particles,
                 chain_length=length,
             )

@@ -16,7 +16,7 @@ from probinf.special._derivatives import item_wise
 from probinf.special._power_series import ratio_over_argument
 
 
-def iv_ratio(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def iv_ratio(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Computes $I_{v+1}(x) / I_v(x)$, within 1e-15 (float64) or 2e-7 (float32), relative.
 
     At order v = p / 2 - 1 it is the mean resultant length of the von Mises-Fisher distribution in p dimensions.

@@ -29,7 +29,7 @@ STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
-def log_0f1(b: Shaped[ArrayLike, "*#shape"], z: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_0f1(b: Shaped[ArrayLike, "..."], z: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Computes $\log {}_0F_1(; b; z)$, where ${}_0F_1(; b; z) = \sum_k z^k / (k!\, (b)_k)$, for b > 0 and z >= 0.
 
     It is the normalising constant of the von Mises-Fisher distribution relative to the uniform: at b = p / 2 and

@@ -25,9 +25,7 @@ ORDER_SLOPE = item_wise(partial(order_slope, 1))
 ARGUMENT_SLOPE = item_wise(partial(argument_slope, 1))
 
 
-def log_iv(
-    v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"], *, reflect: bool = True
-) -> Float[Array, "*#shape"]:
+def log_iv(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."], *, reflect: bool = True) -> Float[Array, "..."]:
     r"""Computes $\log I_v(x)$, the modified Bessel function of the first kind, of real order v.
 
     In float64 the error is below 4e-15 times max(1, |value|, r), $r = \sqrt{v^2 + x^2}$ (what rounding the arguments
@@ -52,9 +50,7 @@ def log_iv(
     return _public(False, reflect and not known_above_minus_one(v), *common(v=v, x=x))
 
 
-def log_ive(
-    v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"], *, reflect: bool = True
-) -> Float[Array, "*#shape"]:
+def log_ive(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."], *, reflect: bool = True) -> Float[Array, "..."]:
     r"""Computes $\log(e^{-x} I_v(x)) = \log I_v(x) - x$ without taking the difference where x is large.
 
     Edges as those of `log_iv`, but -inf at x = inf.

@@ -26,12 +26,12 @@ from probinf.special._debye import (
     slope_sum,
 )
 from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
-from probinf.special._near_k import near_k, near_quotient, split
+from probinf.special._near_k import near_decay, near_k, near_ratio, split
 
 HALF_LOG_HALF_PI = float(0.5 * np.log(np.pi / 2))
 
 
-def log_kv(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_kv(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Computes $\log K_v(x)$, the modified Bessel function of the second kind, of real order v.
 
     In float64 the error is below 4e-15 times max(1, |value|, r), $r = \sqrt{v^2 + x^2}$ (what rounding the arguments
@@ -51,7 +51,7 @@ def log_kv(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> 
     return _public(False, *common(v=v, x=x))
 
 
-def log_kve(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_kve(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Computes $\log(e^x K_v(x)) = \log K_v(x) + x$ without taking the sum where x is large.
 
     Edges as those of `log_kv`.
@@ -67,7 +67,7 @@ def log_kve(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) ->
     return _public(True, *common(v=v, x=x))
 
 
-def kv_ratio(v: Shaped[ArrayLike, "*#shape"], x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def kv_ratio(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Computes $K_{v+1}(x) / K_v(x)$, within 1e-14 (float64) or 1e-6 (float32), relative.
 
     It gives the moments of the generalised inverse Gaussian distribution. Derivatives of any order are right.
@@ -180,8 +180,7 @@ def by_argument_k(scaled: bool, v: Float[Array, "..."], x: Float[Array, "..."]) 
     lanes = far(jnp.where(inside, v, 1), jnp.where(inside, x, 1))
     near = inside & ~lanes.mask
     near_v, near_x = jnp.where(near, v, 1), jnp.where(near, x, 1)
-    quotient, (fractional, order) = near_quotient(near_v, near_x), split(near_v)
-    below = jnp.where(fractional, order, -order) / near_x - quotient
+    below = -near_decay(near_v, near_x)
     above = ARGUMENT_SLOPE(lanes.v, lanes.x)
     value = jnp.where(lanes.mask, above - (0 if scaled else 1), below + (1 if scaled else 0))
     limit = jnp.where(x == jnp.inf, 0 if scaled else -1, -jnp.inf)
@@ -194,12 +193,10 @@ def _kv_ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, ".
     lanes = far(jnp.where(inside, v, 1), jnp.where(inside, x, 1))
     near = inside & ~lanes.mask
     near_v, near_x = jnp.where(near, v, 1), jnp.where(near, x, 1)
-    quotient, (fractional, order) = near_quotient(near_v, near_x), split(near_v)
-    below = quotient + jnp.where(fractional | (near_v < 0), 0, 2 * order / near_x)
-    above = _far_ratio(lanes.v, lanes.x)
+    value = jnp.where(lanes.mask, _far_ratio(lanes.v, lanes.x), near_ratio(near_v, near_x))
     at_zero = jnp.where(v > -0.5, jnp.inf, jnp.where(v == -0.5, 1, 0))
     limit = jnp.where(x == jnp.inf, 1, at_zero)
-    return jnp.where(inside, jnp.where(lanes.mask, above, below), jnp.where(_defined(v, x), limit, jnp.nan))
+    return jnp.where(inside, value, jnp.where(_defined(v, x), limit, jnp.nan))
 
 
 @item_wise

@@ -13,6 +13,7 @@ With $n = \mathrm{round}(|v|)$ and $\mu = |v| - n$, the seeds $K_\mu$ and $K_{\m
 All terms of the recurrence are positive, so it loses nothing.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from probinf.special import _near_k_tables as tables
 from probinf.special._debye import Table, horner
-from probinf.special._derivatives import item_wise, partial_of, slope_in_first, tangent, total
+from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
 
 LOG_TWO = float(np.log(2))
 SWITCH = 2.0  # from the formula with logarithms to that with exponentials
@@ -52,12 +53,14 @@ class Near(NamedTuple):
         before: K at |v| - 1, times x/2 less where x <= 2; only where n >= 1.
         here: K at |v|.
         after: K at mu + 1, times x/2 more where x <= 2; only where n = 0.
+        slope: -K' at mu, times x/2 more where x <= 2, even in mu; only where n = 0.
     """
 
     small: Bool[Array, "..."]
     before: Float[Array, "..."]
     here: Float[Array, "..."]
     after: Float[Array, "..."]
+    slope: Float[Array, "..."]
 
 
 def near_k(v: Float[Array, "..."], x: Float[Array, "..."], log_half: Float[Array, "..."]) -> Near:
@@ -67,11 +70,14 @@ def near_k(v: Float[Array, "..."], x: Float[Array, "..."], log_half: Float[Array
     mu = order - n
     m = 8 * mu * mu - 1
     small = x <= SWITCH
-    first_a, second_a = _small_seeds(mu, m, jnp.where(small, x, 1), jnp.where(small, log_half, -LOG_TWO), fractional)
     inner = jnp.where(small, 3, x)
-    first_b, second_b = _large_seeds(mu, m, inner, jnp.where(small, CENTRE - LOG_TWO, log_half))
-    before, here = jnp.where(small, first_a, first_b), jnp.where(small, second_a, second_b)
-    first, after = before, here
+    seeds = zip(
+        _small_seeds(mu, m, jnp.where(small, x, 1), jnp.where(small, log_half, -LOG_TWO), fractional),
+        _large_seeds(mu, m, inner, jnp.where(small, CENTRE - LOG_TWO, log_half)),
+        strict=True,
+    )
+    first, after, slope = (jnp.where(small, below, above) for below, above in seeds)
+    before, here = first, after
     y = jnp.where(small, 0.25 * x * x, 1)
     step = jnp.where(small, 1, 2 / inner)
     step_mu = step * mu
@@ -81,7 +87,7 @@ def near_k(v: Float[Array, "..."], x: Float[Array, "..."], log_half: Float[Array
         before, here = here, y * before + (step_mu + step * j) * here
         found = n == j + 1
         result, neighbour = jnp.where(found, here, result), jnp.where(found, before, neighbour)
-    return Near(small, neighbour, result, after)
+    return Near(small, neighbour, result, after, slope)
 
 
 def split(v: Float[Array, "..."]) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:
@@ -91,35 +97,48 @@ def split(v: Float[Array, "..."]) -> tuple[Bool[Array, "..."], Float[Array, "...
 
 
 @jax.custom_jvp
-def near_quotient(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """K_{a+1} / K_a at a = v where n = 0, and K_{a-1} / K_a at a = |v| elsewhere; below radius 21."""
-    return _quotient(v, x)
+def near_decay(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """-K'_v / K_v below radius 21, exactly even in v."""
+    return _decay(v, x)
 
 
-def _quotient_jvp(primals, tangents):
+def _decay_jvp(primals, tangents):
     v, x = primals
-    quotient = near_quotient(v, x)
-    fractional, order = split(v)
-    twice = jnp.where(fractional, 2 * order + 1, 1 - 2 * order)
-    by_order = tangent(lambda: item_wise(partial_of(slope_in_first, _quotient))(v, x), tangents[0])
-    by_argument = tangent(lambda: quotient * quotient - twice / x * quotient - 1, tangents[1])  # Riccati's equation
-    return quotient, total(x, by_order, by_argument)
+    decay = near_decay(v, x)
+    by_order = tangent(lambda: DECAY_SLOPE(v, x), tangents[0])
+    # Bessel's equation; it cancels by at most the order, which is below 21.
+    by_argument = tangent(lambda: decay * decay - decay / x - (v / x) ** 2 - 1, tangents[1])
+    return decay, total(x, by_order, by_argument)
 
 
-near_quotient.defjvp(_quotient_jvp, symbolic_zeros=True)
+near_decay.defjvp(_decay_jvp, symbolic_zeros=True)
 
 
-def _quotient(v, x):
+def _decay(v, x):
     near = near_k(v, x, jnp.log(0.5 * x))
     unit = jnp.where(near.small, 0.5 * x, 1)
-    fractional = split(v)[0]
+    fractional, order = split(v)
+    quotient = jnp.where(fractional, near.slope, near.before) / near.here
+    return jnp.where(fractional, quotient / unit, quotient * unit + order / x)
+
+
+DECAY_SLOPE = item_wise(partial(slope_in_first, _decay))
+
+
+@item_wise
+def near_ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """K_{v+1} / K_v below radius 21."""
+    near = near_k(v, x, jnp.log(0.5 * x))
+    unit = jnp.where(near.small, 0.5 * x, 1)
+    fractional, order = split(v)
     # In this order: at x = 1e-300 the numerator over `unit` alone would overflow.
     quotient = jnp.where(fractional, near.after, near.before) / near.here
-    return jnp.where(fractional, quotient / unit, quotient * unit)
+    whole = quotient * unit + jnp.where(v < 0, 0, 2 * order / x)
+    return jnp.where(fractional, quotient / unit, whole)
 
 
 def _small_seeds(mu, m, x, log_half, fractional):
-    """f_0 and f_1 for x <= 2; times (x/2)^mu unless `fractional`, where that would not be even in mu."""
+    """f_0, f_1, -(x/2) K'_mu for x <= 2; times (x/2)^mu unless `fractional`, where that would not be even in mu."""
     rows = DOUBLE if x.dtype == jnp.float64 else SINGLE
     y, log_scale = 0.25 * x * x, -log_half
     even, even_slope = _polynomial_and_slope(rows.even, 2 * y - 1, m)
@@ -140,9 +159,11 @@ def _small_seeds(mu, m, x, log_half, fractional):
         (rising - falling) / (2 * jnp.where(slow, 1, sigma)),
     )
     sine = _sinh_over_argument(-((float(np.pi) * mu) ** 2))
-    first = (log_scale * sinh * even - 0.5 * (rising + falling) * odd) / sine
+    cosh, sinh = 0.5 * (rising + falling), log_scale * sinh
+    first = (sinh * even - cosh * odd) / sine
     second = (0.5 * rising - 2 * y * first * (even_slope + mu * odd_slope)) / (even + mu * odd)
-    return first, second
+    slope = (0.5 * (cosh * even - mu * mu * sinh * odd) - 2 * y * (sinh * even_slope - cosh * odd_slope)) / sine
+    return first, second, slope
 
 
 def _sinh_over_argument(square):
@@ -154,11 +175,11 @@ def _sinh_over_argument(square):
 
 
 def _large_seeds(mu, m, x, log_half):
-    """e^x K at mu and mu + 1 for 2 < x < 21."""
+    """e^x times K at mu and mu + 1, and -K'_mu, for 2 < x < 21."""
     rows = DOUBLE if x.dtype == jnp.float64 else SINGLE
     u = (log_half - (CENTRE - LOG_TWO)) * PER_HALF_WIDTH
-    first = _polynomial(rows.scaled_k, u, m)
-    return first, _polynomial(rows.scaled_slope, u, m) + (mu / x) * first
+    first, slope = _polynomial(rows.scaled_k, u, m), _polynomial(rows.scaled_slope, u, m)
+    return first, slope + (mu / x) * first, slope
 
 
 def _polynomial(table, u, m):

@@ -161,7 +161,7 @@ class TestJson:
         result = call("1>", "--json")
         assert result.exit_code == 0
         assert json.loads(result.stdout)["status"] == ["NAN_LOG_WEIGHT"]
-        assert "2 scores failed, None (2 times)" in result.stderr
+        assert "2 log weights were NaN, None (2 times)" in result.stderr
 
 
 class TestInput:

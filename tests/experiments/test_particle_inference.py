@@ -292,6 +292,17 @@ class TestClaims:
         assert verdicts(changed)[claim] is False
 
 
+class TestMethods:
+    def test_an_unknown_method(self):
+        with pytest.raises(ValueError, match="needed some of"):
+            inference.checked_methods(dataclasses.replace(SMALL, methods=("odds", "luck")), "judge")
+
+    def test_methods_are_run_with_raters_that_they_can_use(self):
+        config = dataclasses.replace(SMALL, methods=tuple(chains.METHODS))
+        for rater, missing in (("judge", {"twisted"}), ("reward", {"judge"})):
+            assert set(config.methods) - set(inference.checked_methods(config, rater)) == missing
+
+
 SKILL, JUDGE = 0.9, 0.97
 
 
@@ -370,8 +381,3 @@ class TestChains:
         assert metrics["judge"]["factors"]["odds"]["whole"]["estimate"] > 2
         again = run_experiment("particle-inference", out=tmp_path / "run")
         assert len(again.reused) == 4
-
-    def test_an_unknown_method(self, monkeypatch):
-        monkeypatch.setattr(chains, "load_models", oracles)
-        with pytest.raises(ValueError, match="needed some of"):
-            inference.checked_methods(dataclasses.replace(SMALL, methods=("odds", "luck")))

@@ -4,6 +4,8 @@ Planted bugs, shown to be caught: a rule whose moves the caches do not see (in `
 change places although slots have a meaning.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from probinf.core import (
     with_changes,
 )
 from probinf.core._population import freeze
+from probinf.llm._gather import copy_rows, settle
 from probinf.llm._rows import with_fields
 from probinf.llm._run import _rearranged, run_steps
 from probinf.llm._task import make_task, run_task
@@ -36,7 +39,7 @@ from probinf.validity import enumerate_algorithm
 from tests.llm._tables import log_prob, table_lm
 
 
-def task_of(max_steps=3, potential="odds", **options):
+def task_of(max_steps=3, potential: Any = "odds", **options):
     lm, judge = (table_lm(seed, 4, 6, stop_ids=(3,)) for seed in (1, 2))
     scorer = judge if potential == "odds" else None
     return make_task(lm, [1], scorer=scorer, potential=potential, step=llm.block(2), max_steps=max_steps, **options)
@@ -81,6 +84,7 @@ def test_a_rule_is_asked_between_steps_only(key):
     assert int(at_once.population.context) == 0
 
 
+@pytest.mark.slow
 def test_rows_that_only_change_places_are_put_back(key):
     """A slot has no meaning, unless a rule says so; the caches follow either way."""
     task, start = task_of(), jnp.zeros((), jnp.int32)
@@ -115,6 +119,57 @@ def test_weights_move_with_their_rows(key):
         assert np.array_equal(slot[slot], slot)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
+def test_settled_ancestors(count):
+    rng, settling = np.random.default_rng(count), jax.jit(settle)
+    for _ in range(30):
+        ancestors = rng.integers(0, count, count)
+        pinned = rng.random() < 0.5
+        if pinned:
+            ancestors[0] = 0
+        order = np.asarray(settling(jnp.asarray(ancestors, jnp.int32)))
+        settled = ancestors[order]
+        assert np.array_equal(np.sort(order), np.arange(count))
+        assert np.array_equal(settled[settled], settled)
+        assert not pinned or settled[0] == 0
+        assert np.array_equal(np.asarray(settling(jnp.asarray(settled, jnp.int32))), np.arange(count))
+
+
+def test_groups_stay_groups():
+    ancestors = jnp.asarray([1, 1, 1, 3, 6, 6, 7, 6], jnp.int32)
+    settled = np.asarray(ancestors[settle(ancestors)])
+    assert np.array_equal(settled, [1, 1, 1, 3, 6, 6, 6, 7])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_rows_are_copied_as_by_a_gather(several):
+    rng = np.random.default_rng(0)
+    problems, count = 3, 16
+    ancestors = []
+    for moved in (0, 5, 15):
+        row = np.arange(count)
+        gone = rng.choice(count, moved, replace=False)
+        row[gone] = rng.choice(np.setdiff1d(row, gone), moved)
+        ancestors.append(row)
+    ancestors = np.asarray(ancestors, np.int32)
+    tree = {
+        "large": rng.normal(size=(problems, count, 3, 4096)).astype(np.float32),
+        "small": rng.integers(0, 9, size=(problems, count, 2)).astype(np.int32),
+        "flag": rng.random((problems, count)) < 0.5,
+    }
+    moving = jax.jit(jax.vmap(lambda t, a: copy_rows(t, a, "problems"), axis_name="problems"))
+    alone = jax.jit(copy_rows)
+    if several:
+        found = moving(tree, ancestors)
+    else:
+        parts = [alone(jax.tree.map(lambda leaf, i=i: leaf[i], tree), ancestors[i]) for i in range(problems)]
+        found = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    for name, leaf in tree.items():
+        expected = np.stack([leaf[i][ancestors[i]] for i in range(problems)])
+        assert np.array_equal(found[name], expected), name
+
+
+@pytest.mark.slow
 def test_a_pinned_reference_stays_in_slot_zero(key):
     task = task_of()
     text = run(key, task.setup, task.prompt(0), resample(systematic, when=ess_below(0.0)))
@@ -128,8 +183,9 @@ def test_a_pinned_reference_stays_in_slot_zero(key):
     assert consistent(led, task.lm)
 
 
+@pytest.mark.slow
 def test_what_a_method_records_comes_back(key):
-    found = run_task(
+    found: Any = run_task(
         key,
         task_of(),
         resample(systematic),
@@ -160,6 +216,7 @@ def test_a_rule_must_say_what_it_did(key):
         run(key, task.setup, task.prompt(0), no_info)
 
 
+@pytest.mark.slow
 def test_texts_are_frozen_by_a_fatal_fault(key):
     potential = llm.potential(lambda step: jnp.where(step.length == 4, jnp.inf, 0.0))
     task = task_of(potential=potential)
@@ -173,7 +230,9 @@ def test_texts_are_frozen_by_a_fatal_fault(key):
 class Walk(FeynmanKac):
     """A walk whose second part is not kept back after a fault."""
 
-    num_steps = 3
+    @property
+    def num_steps(self):
+        return 3
 
     def init(self, key):
         return {"kept": jnp.zeros(()), "free": jnp.zeros(())}
@@ -215,6 +274,7 @@ def test_repeat_while_is_a_bounded_loop_that_can_be_enumerated(x64):
     np.testing.assert_allclose(mean, sum(0.7**i for i in range(4)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_lowers_for_every_platform(key):
     task = task_of()
 

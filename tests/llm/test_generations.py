@@ -191,7 +191,8 @@ class TestFlags:
             found.check()
         assert len(caught) == 1
         words = str(caught[0].message)
-        assert "3 scores failed, first in step 2, TimeoutError: no answer in 5 s (2 times); None (1 times)" in words
+        assert "3 log weights were NaN, first in step 2" in words
+        assert "TimeoutError: no answer in 5 s (2 times); None (1 times)" in words
         assert "failed scores" in found.summary()
 
     def test_all_weights_zero_shows_where_the_texts_stood(self):

@@ -131,6 +131,56 @@ def test_a_stop_that_reaches_over_a_step_and_a_bound_on_tokens():
     assert report.passed, report
 
 
+@pytest.mark.slow
+def test_what_a_run_tells(key):
+    """Where rows were resampled, futures of two tokens or one are re-scored behind four rows, in each of 7 passes."""
+    lm, judge = models(2, 3)
+    keys = jax.random.split(key)
+    options: dict[str, Any] = {"num_particles": 4, "num_burn_in": 2, "num_iterations": 5, "ess_threshold": 1.0}
+    options |= {"scorer": judge, "step": llm.block(1), "max_steps": 3}
+    plain = llm.particle_gibbs(keys[0], lm, [0], ancestor_sampling=False, **options)
+    assert plain.tokens_used == (1 + 7) * 4 * 3
+    found = llm.particle_gibbs(keys[1], lm, [0], **options)
+    rescored = found.tokens_used - plain.tokens_used
+    assert 0 < rescored <= 7 * 4 * (2 + 1)  # equal weights are not resampled
+    assert rescored % 4 == 0
+    assert found.scorer_tokens_used == found.tokens_used + 1
+    assert found.num_particles == 5 * 4
+    np.testing.assert_allclose(found.weights.reshape(5, 4).sum(axis=1), 1 / 5, rtol=1e-6)
+    np.testing.assert_array_equal(found.ancestors // 4, np.repeat(np.arange(5), 4)[None].repeat(2, axis=0))
+    assert found.records["slot"].shape == (5,)
+    assert np.isnan(found.log_evidence)
+
+
+@pytest.mark.slow
+def test_a_long_chain(key):
+    """The exact posterior after 20,000 passes.
+
+    Were every twentieth independent, the standard error would be below 0.5 / sqrt(1000) = 0.016; the bound is five.
+    """
+    lm, judge = models(3, 3, (2,))
+    texts = all_texts(lm, 3, (2,))
+    target = masses(lm, texts, lambda text: log_odds(judge, text))
+    found = llm.particle_gibbs(
+        key, lm, [0], num_particles=4, num_iterations=20_000, scorer=judge, step=llm.block(1), max_steps=3
+    )
+    posterior = found.posterior(unfinished=True)
+    for text, mass in zip(texts, target / target.sum(), strict=True):
+        assert posterior.get(" ".join(map(str, text)), 0) == pytest.approx(mass, abs=0.08)
+
+
+def test_bad_arguments(key):
+    lm, judge = models(2, 2)
+    options: dict[str, Any] = {"scorer": judge, "step": llm.block(1), "max_steps": 2, "num_iterations": 1}
+    on_host: dict[str, Any] = options | {"scorer": lambda prompt, text: 0.5}
+    with pytest.raises(ValueError, match="`num_particles` is 1"):
+        llm.particle_gibbs(key, lm, [0], num_particles=1, **options)
+    with pytest.raises(ValueError, match="`ess_threshold` is 2"):
+        llm.particle_gibbs(key, lm, [0], num_particles=2, ess_threshold=2, **options)
+    with pytest.raises(ValueError, match="calls a function on the host"):
+        llm.particle_gibbs(key, lm, [0], num_particles=2, **on_host)
+
+
 @dataclass(frozen=True)
 class Bits:
     """Token 0 is "a", token 1 is "b"."""

@@ -133,7 +133,7 @@ def main() -> None:
             digits = 17 if precision == "DOUBLE" else 9
             print(f"\n{name}_{precision} = (")
             for row in rows:
-                text = "(" + ", ".join(f"{c:.{digits}g}" for c in row) + ("),", ",),")[len(row) == 1]
+                text = "(" + ", ".join(repr(float(f"{c:.{digits}g}")) for c in row) + ("),", ",),")[len(row) == 1]
                 print(textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 5))
             print(")")
 
