@@ -488,9 +488,31 @@ def llm_potentials() -> Block:
         )  # fmt: skip
         said = []
         for potential in (llm.judge(lm, chunk=2), llm.process_reward(lm, "ratio"), llm.self_certainty()):
-            bound = potential.bind(llm.Prompt(prompt, jnp.asarray(2, jnp.int32)))
+            bound: Any = potential.bind(llm.Prompt(prompt, jnp.asarray(2, jnp.int32)))
             said.append(bound.update(bound.start(4, 6), step))
         return said, mask.allowed(mask.advance(mask.start(4), tokens[:, 0]))
 
     ints = jnp.int32
     return run, (vector(3, dtype=ints), vector(4, 6, dtype=ints), vector(4, dtype=ints))
+
+
+@block
+def llm_particle_filter() -> Block:
+    from probinf import llm
+    from probinf.core import ess_below, resample
+    from probinf.llm._task import make_task
+    from probinf.models.lm import LanguageModelConfig, init_language_model
+    from probinf.samplers import systematic
+
+    config = LanguageModelConfig(
+        vocab_size=8, dim=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, hidden_dim=8, max_length=32
+    )
+
+    def run(key, tokens):
+        lm, judge = (llm.LM(init_language_model(jax.random.key(seed), config), None, (0,)) for seed in (0, 1))
+        task = make_task(lm, [1, 2], scorer=judge, potential="judge", step=llm.delimiter(3, max_tokens=4), max_steps=3)
+        model = task.setup.model(llm.Prompt(tokens, jnp.asarray(2, jnp.int32)))
+        found = llm.run_steps(key, model, resample(systematic, when=ess_below(0.5)), num_particles=4)
+        return found.population.log_evidence, found.population.particles.tokens
+
+    return run, (KEY, vector(16, dtype=jnp.int32))

@@ -40,7 +40,7 @@ def test_readme_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-LONG = ("samplers", "validity", "language-models")
+LONG = ("samplers", "mcmc", "models", "validity", "language-models")
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,16 @@ def _conclude(found: llm.Generations, request: Request, *, as_data: bool, out: P
     if is_fatal(np.uint32(found.status)):
         _write(found, request, out, None)
         raise typer.Exit(1)
-    _write(found, request, out, plot)
-    chosen = _select(found, request)
+    try:
+        chosen = request.select(found)
+    except ValueError as error:
+        _write(found, request, out, plot)
+        _stop(f"{error}", code=2)
     if as_data:
         typer.echo(as_json(found, request.extract, request.rule, chosen))
     else:
         print_posterior(Console(), found, request.extract, request.rule, chosen)
+    _write(found, request, out, plot)
     if interrupted:
         _stop(f"interrupted in step {steps + 1}: this is what there is", code=130)
     if not np.any(found.weights > 0):
@@ -181,13 +185,6 @@ def _write(found: llm.Generations, request: Request, out: Path | None, plot: Pat
             typer.echo(f"genealogy: {plot}", err=True)
     except OSError as error:
         _stop(f"a file could not be written: {error}", code=1)
-
-
-def _select(found: llm.Generations, request: Request) -> llm.Selection | None:
-    try:
-        return request.select(found)
-    except ValueError as error:
-        _stop(str(error), code=2)
 
 
 def _check_files(out: Path | None, plot: Path | None) -> None:

@@ -124,8 +124,6 @@ def read_request(
         if value is not None and value not in known:
             raise ValueError(f"`--{name}` must be one of {', '.join(known)}; got {value!r}")
     rule = rule or RULES.get(method)
-    if rule == "argmax" and options.get("scorer") is None and options.get("potential") in (None, "none"):
-        raise ValueError("`--select argmax` goes by scores: pass `--scorer`, or another rule")
     found: dict[str, Any] = _DEFAULTS.get(method, {}) | {
         name: value for name, value in options.items() if value is not None
     }

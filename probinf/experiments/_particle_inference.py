@@ -68,7 +68,7 @@ SCALES: Mapping[str, Config] = {
 
 def run(config: Config, workspace: Workspace) -> dict[str, Part]:
     """The chain of coins, the chains with each rater, and the judge's evidence."""
-    keys = jax.random.split(jax.random.key(config.seed), 3)
+    keys = jax.random.split(jax.random.key(checked(config).seed), 3)
     parts = {"toy": workspace.part("toy", toy, keys[0], config)}
     for name in chains.RATINGS:
         # The same key, so that both raters see the same problems.
@@ -108,7 +108,7 @@ def rated(key: PRNGKey, name: str, config: Config, workspace: Workspace) -> Part
         rating.aggregate,
     )
     curves = chains.independent_curves(solutions, _doublings(config.most))
-    for method in checked_methods(config, name):
+    for method in methods_for(config, name):
         workspace.say(f"chains rated by {rating.short}: {method}, N = {', '.join(map(str, particles))}")
         curves[method] = {
             # Common random numbers: all methods draw from one key.
@@ -119,15 +119,32 @@ def rated(key: PRNGKey, name: str, config: Config, workspace: Workspace) -> Part
     return Part(metrics, page.chains_section(workspace, name, metrics))
 
 
-def checked_methods(config: Config, rater: str) -> tuple[str, ...]:
-    """The methods that a configuration names, as far as they can use this rater.
+def checked(config: Config) -> Config:
+    """The configuration, if its parts can be compared with each other.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: an N that the claims need is missing, or a method is unknown.
     """
     for method in config.methods:
         if method not in chains.METHODS:
             raise ValueError(f"`methods` holds {method!r}; needed some of {sorted(chains.METHODS)}")
+    if "odds" not in config.methods:
+        raise ValueError(f"`methods` is {config.methods}; needed 'odds' among them")
+    needed = {
+        "toy_particles": set(measure.FEW.values()),
+        "particles": {FEW},
+        "reward_particles": {FEW},
+    }
+    for name, sizes in needed.items():
+        if not sizes <= set(getattr(config, name)):
+            raise ValueError(f"`{name}` is {getattr(config, name)}; needed {sorted(sizes)} among them")
+    if config.most < MANY:
+        raise ValueError(f"`most` is {config.most}; needed at least {MANY}")
+    return config
+
+
+def methods_for(config: Config, rater: str) -> tuple[str, ...]:
+    """The methods of a configuration that can use a rater."""
     return tuple(method for method in config.methods if rater in chains.METHODS[method].raters)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from probinf.samplers._factor import Factor
+from probinf.samplers._factor import ArrayFactor
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
 MAX_WINDOWS = 32
@@ -109,7 +109,7 @@ def tree_sum(values: Float[Array, "n ..."]) -> Float[Array, "..."]:
     return values[0]
 
 
-def regularised_factor(state: Welford, fallback: Factor) -> Factor:
+def regularised_factor(state: Welford, fallback: ArrayFactor) -> ArrayFactor:
     r"""The factor of $n/(n+5)\,S + 10^{-3}\,5/(n+5)\,I$; `fallback` where that is not finite or n < 2."""
     n = state.num
     sample = state.sum_squares / jnp.maximum(n - 1, 1)

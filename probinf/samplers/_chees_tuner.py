@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from probinf.core._target import Target
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._adaptation import KAPPA, tree_sum
-from probinf.samplers._factor import Factor, as_rows, solve_rows
+from probinf.samplers._factor import ArrayFactor, as_rows, solve_rows
 from probinf.samplers._hmc import HMC, Momentum, MomentumLaw
 from probinf.samplers._mhg import MHG, MHGState
 from probinf.samplers._stan_tuner import StanState, StanTuner
@@ -150,7 +150,7 @@ def _shown(transition: Transition, number: Float[Array, ""]) -> Transition:
     return transition._replace(infos=_Rate(jnp.full(rates.shape, harmonic)))
 
 
-def _rescaled(log_length: Float[Array, ""], old: Factor, new: Factor) -> Float[Array, ""]:
+def _rescaled(log_length: Float[Array, ""], old: ArrayFactor, new: ArrayFactor) -> Float[Array, ""]:
     """The log of the length in the units of a new matrix, which suit the largest scale that the old one had not seen.
 
     A coordinate of scale 1, which all now are, wants a quarter of its period at least. From there the length grows to

@@ -36,7 +36,7 @@ from probinf.samplers._bracket import (
     bound_of_loop,
     draw_bracket,
 )
-from probinf.samplers._factor import Factor, check_dimension, factor_of, require_positive, times
+from probinf.samplers._factor import ArrayFactor, Factor, check_dimension, factor_of, require_positive, times
 from probinf.samplers._mhg import MHGState
 
 FULL_TURN = 2 * math.pi
@@ -136,10 +136,12 @@ def elliptical_slice(
     root = None if covariance is None else factor_of("covariance", covariance)
     mean = None if mean is None else jax.tree.map(jnp.asarray, mean)
     bound = bound_of_loop("max_shrinks", max_shrinks, 1)
-    return EllipticalSlice(require_positive("width", width), mean, root, _inverse(root), bound)
+    return EllipticalSlice(
+        width=require_positive("width", width), mean=mean, root=root, whitening=_inverse(root), max_shrinks=bound
+    )
 
 
-def _inverse(root: Factor | None) -> Factor | None:
+def _inverse(root: ArrayFactor | None) -> ArrayFactor | None:
     if root is None or root.ndim == 1:
         return None if root is None else 1 / root
     # Once, here, and not a solve at every step: the products are those of `times`, for the reasons that stand there.

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from probinf.core import is_concrete
 from probinf.samplers._low_rank import LowRankFactor
 
-Factor = Float[Array, " d"] | Float[Array, "d d"] | LowRankFactor
+ArrayFactor = Float[Array, " d"] | Float[Array, "d d"]
+Factor = ArrayFactor | LowRankFactor
 
 
 def require_positive(name: str, value: Any) -> Array:
@@ -39,7 +40,7 @@ def as_float(value: Any) -> Array:
     )
 
 
-def factor_of(name: str, matrix: Any) -> Factor:
+def factor_of(name: str, matrix: Any) -> ArrayFactor:
     """The factor of `matrix`: the square root of variances `[d]`, the Cholesky factor of a covariance `[d, d]`.
 
     Raises:

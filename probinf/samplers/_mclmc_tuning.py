@@ -33,7 +33,7 @@ from probinf.samplers._adaptation import (
     tree_sum,
     update_welford,
 )
-from probinf.samplers._factor import Factor, as_rows
+from probinf.samplers._factor import ArrayFactor, as_rows
 from probinf.samplers._tuner import Transition, Trial
 
 ORDER = 6  # of the square of the energy error of a step
@@ -262,6 +262,6 @@ def mclmc_tuner(start: Any, num_steps: int) -> MCLMCTuner:
     return MCLMCTuner(start, windows, jnp.asarray(settled, jnp.int32), jnp.asarray(num_steps, jnp.int32))
 
 
-def _log_size(factor: Factor) -> Float[Array, ""]:
+def _log_size(factor: ArrayFactor) -> Float[Array, ""]:
     """Mean log of the scales of a factor."""
     return jnp.mean(jnp.log(factor if factor.ndim == 1 else jnp.diagonal(factor)))

@@ -131,10 +131,10 @@ def slice_sampling(
         raise ValueError(f"`directions` is {directions!r}; needed one of {', '.join(map(repr, DIRECTIONS))}")
     factor = None if covariance is None else factor_of("covariance", covariance)
     return SliceSampling(
-        require_positive("width", width),
-        factor,
-        directions,
-        bound_of_loop("max_expansions", max_expansions, 0),
-        bound_of_loop("max_shrinks", max_shrinks, 1),
-        dense or (factor is not None and factor.ndim == 2),
+        width=require_positive("width", width),
+        factor=factor,
+        directions=directions,
+        max_expansions=bound_of_loop("max_expansions", max_expansions, 0),
+        max_shrinks=bound_of_loop("max_shrinks", max_shrinks, 1),
+        dense=dense or (factor is not None and factor.ndim == 2),
     )

@@ -106,12 +106,18 @@ def _decay_jvp(primals, tangents):
     v, x = primals
     decay = near_decay(v, x)
     by_order = tangent(lambda: DECAY_SLOPE(v, x), tangents[0])
-    # Bessel's equation; it cancels by at most the order, which is below 21.
-    by_argument = tangent(lambda: decay * decay - decay / x - (v / x) ** 2 - 1, tangents[1])
-    return decay, total(x, by_order, by_argument)
+    return decay, total(x, by_order, tangent(lambda: _decay_slope(decay, v, x), tangents[1]))
 
 
 near_decay.defjvp(_decay_jvp, symbolic_zeros=True)
+
+
+def _decay_slope(decay, v, x):
+    """decay^2 - decay / x - (v / x)^2 - 1, Bessel's equation; it cancels by at most the order, which is below 21."""
+    # Two groupings, so that it is -inf and not NaN where its terms overflow.
+    whole = jnp.abs(v) / x
+    above = (decay - whole) * (decay + whole) - decay / x
+    return jnp.where(split(v)[0], decay * (decay - 1 / x) - (v / x) ** 2, above) - 1
 
 
 def _decay(v, x):

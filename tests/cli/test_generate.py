@@ -296,7 +296,7 @@ class TestCtrlC:
         ENDS.append(KeyboardInterrupt())
         result = call("1>", "--quiet")
         assert result.exit_code == 130
-        assert "before the first step" in result.stderr
+        assert "there is nothing to show" in result.stderr
         assert result.stdout == ""
 
 

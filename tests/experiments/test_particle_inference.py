@@ -292,15 +292,29 @@ class TestClaims:
         assert verdicts(changed)[claim] is False
 
 
-class TestMethods:
-    def test_an_unknown_method(self):
-        with pytest.raises(ValueError, match="needed some of"):
-            inference.checked_methods(dataclasses.replace(SMALL, methods=("odds", "luck")), "judge")
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"methods": ("odds", "luck")}, "needed some of"),
+            ({"methods": ("prob",)}, "'odds' among them"),
+            ({"particles": (4, 16)}, r"needed \[8\] among them"),
+            ({"toy_particles": (8, 16)}, r"needed \[4, 8\] among them"),
+            ({"most": 16}, "at least 32"),
+        ],
+    )
+    def test_what_cannot_be_compared_is_refused(self, changes, words):
+        with pytest.raises(ValueError, match=words):
+            inference.checked(dataclasses.replace(SMALL, **changes))
+
+    def test_the_scales_are_accepted(self):
+        for config in inference.SCALES.values():
+            assert inference.checked(config) is config
 
     def test_methods_are_run_with_raters_that_they_can_use(self):
         config = dataclasses.replace(SMALL, methods=tuple(chains.METHODS))
         for rater, missing in (("judge", {"twisted"}), ("reward", {"judge"})):
-            assert set(config.methods) - set(inference.checked_methods(config, rater)) == missing
+            assert set(config.methods) - set(inference.methods_for(config, rater)) == missing
 
 
 SKILL, JUDGE = 0.9, 0.97

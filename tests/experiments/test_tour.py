@@ -215,6 +215,7 @@ class TestStopping:
 
 
 @pytest.mark.numpyro
+@pytest.mark.slow
 def test_a_small_tour_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(find("tour").load(), "SCALES", {"quick": SMALL})
     said = []

@@ -225,6 +225,9 @@ def test_texts_are_frozen_by_a_fatal_fault(key):
     assert np.isnan(found.population.log_evidence)
     assert int(found.population.particles.length.max()) == 4
     assert int(found.population.particles.num_steps.max()) == 2
+    # What was done before the fault is counted once.
+    assert int(jnp.sum(found.records.step_tokens)) == int(jnp.sum(found.population.particles.length))
+    assert found.population.particles.finished.all()
 
 
 class Walk(FeynmanKac):

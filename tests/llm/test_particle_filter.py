@@ -245,6 +245,24 @@ def test_no_legal_token_is_reported_with_the_text_so_far(key):
     assert not found.finished.any()
 
 
+def test_no_legal_token_is_no_fault_of_the_scorer(key):
+    """All weights are zero, whatever is said of texts that could not go on: that is not fatal."""
+    mask = llm.automaton(np.array([[-1, -1, -1, -1]]))
+    potential = llm.potential(lambda step: jnp.full(step.count.shape, jnp.nan))
+    with pytest.warns(InferenceWarning, match="ALL_WEIGHTS_ZERO"):
+        found = filtered(key, weak(), [1, 2], mask=mask, potential=potential, **COMMON)
+    assert found.status == Status.ALL_WEIGHTS_ZERO
+    assert found.log_evidence == -np.inf
+
+
+def test_a_mask_that_leaves_next_to_nothing_draws_what_it_allows(key):
+    """The two tokens that are allowed have less probability than a float32 holds."""
+    lm = eqx.tree_at(lambda m: m.model.logits, weak(), weak().model.logits.at[:, 0].set(250.0))
+    found = filtered(key, lm, [1, 2], mask=llm.allow_tokens([1, 2], 4), **COMMON)
+    assert {token for ids in found.token_ids for token in ids} <= {1, 2}
+    assert found.log_evidence < -200
+
+
 @pytest.mark.slow
 def test_finished_rows_are_kept_when_others_have_no_way_on(key):
     mask = llm.automaton(np.array([[0, 1, 0, 0], [-1, -1, -1, -1]]))

@@ -99,6 +99,11 @@ def test_temperature_zero_is_the_most_probable_token():
     np.testing.assert_allclose(np.exp(both), [[0.5, 0.5, 0.0]])
 
 
+def test_nan_stays_nan():
+    for temperature in (0.0, 0.7):
+        assert jnp.isnan(llm.Sampling(temperature).log_probs(jnp.full((2, 4), jnp.nan))).all()
+
+
 def test_tokens_of_probability_zero_stay_there():
     logits = jnp.asarray([[0.0, -jnp.inf, 1.0, -jnp.inf]])
     for options in ({}, {"top_k": 3}, {"top_p": 0.9999999}, {"temperature": 0.0}, {"min_p": 1.0}):

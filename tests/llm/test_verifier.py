@@ -5,6 +5,7 @@ judges rows that rest.
 """
 
 import contextvars
+import dataclasses
 import math
 import threading
 import time
@@ -334,7 +335,7 @@ class JudgesAll(TextScorer):
 
 
 def planted(bug, function):
-    scorer = llm.text_scorer(function)._with(writer=LETTERS, prompt="")
+    scorer = dataclasses.replace(llm.text_scorer(function), writer=LETTERS, prompt="")
     return bug(**{name: getattr(scorer, name) for name in scorer.__dataclass_fields__})
 
 

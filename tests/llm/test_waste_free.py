@@ -35,6 +35,7 @@ def unrolled(key, model, scheme, when):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_moves_keep_the_expected_measure_unless_they_always_accept(monkeypatch):
     lm, judge = models(2, 3, (1,))
     task = tiny_task(

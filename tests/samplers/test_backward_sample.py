@@ -113,6 +113,7 @@ def shifted(field):
         ("mcmc", 3, shifted("ancestors")),
     ],
 )
+@pytest.mark.slow
 def test_planted_bugs_break_the_law(method, num_steps, spoil):
     model = skewed_model(num_steps)
     found = expected_measure(model, 2, spoil, method=method)

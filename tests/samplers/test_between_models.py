@@ -82,6 +82,7 @@ def z_of(key: Any, kernel: Any, steps: int = 350) -> np.ndarray:
 
 
 @pytest.mark.parametrize("log_det", [False, True], ids=["autodiff", "given"])
+@pytest.mark.slow
 def test_model_probabilities(log_det: bool, key: Any) -> None:
     # 3 means of 400 chains; 6.5 standard errors have probability below 1e-9.
     kernel = between_models(jumps(log_det), MASKS, weights=[1.0, 2.0], check=True)
@@ -89,6 +90,7 @@ def test_model_probabilities(log_det: bool, key: Any) -> None:
 
 
 @pytest.mark.parametrize("bug", ["noise", "weights"])
+@pytest.mark.slow
 def test_planted_bugs_are_caught(bug: str, key: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if bug == "noise":
         law = BetweenModels.log_prob_noise

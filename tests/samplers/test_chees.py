@@ -212,6 +212,7 @@ def test_lengths_and_steps_stay_finite_and_positive(kind: str) -> None:
     assert 1 <= int(tuned.num_steps()) <= 1000
 
 
+@pytest.mark.slow
 def test_a_failed_chain_is_left_out_of_what_is_learned() -> None:
     target = Target(lambda x: jnp.where(x[0] > 50, jnp.nan, skewed(x)))
     positions = jnp.array([[0.3, 0.1], [-1.0, 0.5], [100.0, 100.0]])

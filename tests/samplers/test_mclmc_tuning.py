@@ -94,6 +94,7 @@ class Scaled(eqx.Module):
         return -0.5 * jnp.sum(((x - 5) / self.scales) ** 2)
 
 
+@pytest.mark.slow
 def test_warm_up_learns_all_and_a_nan_chain_disturbs_nothing(key: Any) -> None:
     """Deviations of .01 to 100. The energy variance is within a factor of 2 of what is sought."""
     scales = jnp.array([0.01, 1.0, 1.0, 1.0, 10.0, 100.0])

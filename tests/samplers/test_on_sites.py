@@ -304,6 +304,7 @@ def kernel_of_parts(discrete: Any) -> Any:
 
 
 @pytest.mark.numpyro
+@pytest.mark.slow
 def test_a_cycle_of_parts_has_the_exact_posterior(key: Any) -> None:
     key, key_again = jax.random.split(key)
     draws = sample(key, kernel_of_parts(gibbs()), Target.from_numpyro(mixture_model, Y), **OPTIONS)

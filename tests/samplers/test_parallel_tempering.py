@@ -269,6 +269,7 @@ def test_weights_of_far_modes_and_their_evidence(key: Any) -> None:
     np.testing.assert_array_equal(np.sort(infos.machines, axis=-1), np.broadcast_to(np.arange(7), (40, 4000, 7)))
 
 
+@pytest.mark.slow
 def test_sample_runs_it_thinned_and_keeps_every_replica(key: Any) -> None:
     kernel = parallel_tempering(hmc(0.3, 3), num_replicas=4)
     draws = sample(key, kernel, GAMMA, num_samples=30, num_warmup=0, num_chains=3, thin=2)
@@ -323,6 +324,7 @@ def test_warmup_of_kernels_with_nothing_to_tune_sets_temperatures(key: Any) -> N
     assert np.all(np.diff(np.asarray(tuned.inverse_temperatures, np.float64)) < 0)
 
 
+@pytest.mark.slow
 def test_sample_warms_it_up(key: Any) -> None:
     kernel = parallel_tempering(random_walk(1.0), num_replicas=4)
     draws = sample(key, kernel, GAMMA, num_samples=5, num_warmup=40, num_chains=4)

@@ -310,6 +310,7 @@ def test_x64_keeps_dtypes(x64):
     assert out.population.particles.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_host_loop_gives_the_same_result():
     class OnHost(Faulty):
         traceable: ClassVar[bool] = False

@@ -92,6 +92,7 @@ def test_data_tempering():
 
 @pytest.mark.no_key_reuse
 @pytest.mark.parametrize("broken", [Twice, pytest.param(Flat, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_planted_bugs_are_caught(broken):
     with pytest.raises(AssertionError):
         assert_right(broken)

@@ -222,6 +222,7 @@ def test_bad_weights(name, weights, pinned):
     seed=st.integers(0, 2**31 - 1),
     name=st.sampled_from(sorted(ALL_SCHEMES)),
 )
+@pytest.mark.slow
 def test_any_weights_give_indices_in_range(weights, seed, name):
     ancestors = np.asarray(jax.jit(ALL_SCHEMES[name])(jax.random.key(seed), jnp.asarray(weights)))
     assert ancestors.dtype == np.int32

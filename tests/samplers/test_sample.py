@@ -184,6 +184,7 @@ def test_double_precision(x64: None) -> None:
     assert draws.kernel.step_size.dtype == np.float64
 
 
+@pytest.mark.slow
 def test_draws_are_the_same_on_1_2_and_8_devices() -> None:
     # Without fused multiply-adds, which jaxlib 0.12 forms or not by the number of chains on a device.
     flags = "--xla_force_host_platform_device_count=8 --xla_cpu_max_isa=AVX"

@@ -199,6 +199,7 @@ def test_a_dropped_jacobian_is_caught(key: Any, monkeypatch: pytest.MonkeyPatch)
     assert np.mean(np.asarray(states.status) == int(Status.BAD_INVOLUTION)) > 0.9
 
 
+@pytest.mark.slow
 def test_check_passes_the_right_maps_and_flags_a_wrong_merge(key: Any) -> None:
     def wrong(a: Any, b: Any) -> Any:
         return a + b, b / (a + b)

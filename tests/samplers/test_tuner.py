@@ -132,6 +132,7 @@ def test_a_cycle_is_tuned_part_by_part() -> None:
     assert 0.15 < rates[1] < 0.4
 
 
+@pytest.mark.slow
 def test_a_mixture_of_repeats_is_tuned() -> None:
     kernel = mixture([repeat(hmc(0.1, 4), 2), on_sites(random_walk(), ["b"])], [0.75, 0.25])
     tuned = warmup(jax.random.key(1), kernel, TARGET, num_steps=600, num_chains=8, initial_position=starts(8))

@@ -1,3 +1,5 @@
+# mpmath tells other types than it takes and gives.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportReturnType=false, reportAssignmentType=false
 """Makes the tables of `probinf/special/_near_k_tables.py` with mpmath at 40 digits.
 
 `python -m tests.special._near_k_fit` prints that file; `test_near_k_tables.py` checks that it is what stands there.

@@ -1,3 +1,5 @@
+# mpmath tells other types than it takes and gives.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportReturnType=false, reportAssignmentType=false
 """Reference values by mpmath, and the points that the tests store.
 
 `python -m tests.special._reference` writes `log_bessel_points.csv`: 30 significant digits at arguments that are exact

@@ -1,3 +1,5 @@
+# mpmath tells other types than it takes and gives.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportReturnType=false, reportAssignmentType=false
 """First and second derivatives of log I and log K in order and argument, and what happens at every switch of method.
 
 Planted bugs: the silent zero of other libraries for d/dv, and a value that jumps at radius 21 by 1e-13.
@@ -55,9 +57,8 @@ def evaluate(name: str, parts: Sequence[str], points: Points) -> tuple[dict[str,
     """Derivatives at the stored points, and beside the switches [2, n], of one program."""
     function = FUNCTIONS[name]
     by_v, by_x = slope_in(function, 0), slope_in(function, 1)
-    known = dict(
-        zip(PARTS, (function, by_v, by_x, slope_in(by_v, 0), slope_in(by_v, 1), slope_in(by_x, 1)), strict=True)
-    )
+    second = (slope_in(by_v, 0), slope_in(by_v, 1), slope_in(by_x, 1))
+    known = dict(zip(PARTS, (function, by_v, by_x, *second), strict=True))
     beside = sides()
     v, x = (np.concatenate([a, b.ravel()]) for a, b in zip((points.v, points.x), beside, strict=True))
     found = jax.jit(lambda v, x: {part: known[part](v, x) for part in parts})(v, x)
@@ -115,7 +116,9 @@ def test_orders_below_zero_mirror_those_above(points):
         assert sign == 1 or np.all(above[v == 0] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.slow
 def test_reverse_and_forward_mode_agree(name):
     function = FUNCTIONS[name]
     v, x = jnp.array([0.3, 4.0, 30.0]), jnp.array([1.0, 7.0, 50.0])

@@ -100,6 +100,8 @@ def test_ratios_at_negative_orders(x64):
     np.testing.assert_allclose(kv_ratio(-3.7, x), 1 / kv_ratio(2.7, x), rtol=1e-14)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_derivatives_at_negative_orders(x64):
     """d/dv through the reflection, against differences of SciPy; also at an integer, where the sine vanishes."""
     v, x, step = np.array([-0.4, -2.5, -3.0]), np.array([1.3, 3.0, 2.0]), 1e-6
@@ -120,6 +122,7 @@ def slopes(function, first, second) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(by_first), np.asarray(by_second)
 
 
+@pytest.mark.slow
 def test_derivatives_at_the_edges(x64):
     v, x = [0.0, 2.0, 2.0, INF, -0.5, NAN, 1.0, 0.0], [0.0, 0.0, INF, 1.0, 0.0, 1.0, -1.0, 3.0]
     by_v, by_x = slopes(partial(log_iv, reflect=False), v, x)
@@ -132,6 +135,7 @@ def test_derivatives_at_the_edges(x64):
     np.testing.assert_array_equal(by_x[:7], [-INF, -INF, -1, -INF, -INF, NAN, NAN])
 
 
+@pytest.mark.slow
 def test_ratios_are_differentiable_at_zero(x64):
     v = np.array([0.0, 2.0, 30.0, 1e6])
     zero = np.zeros(4)
@@ -185,9 +189,8 @@ WORKER = Path(__file__).with_name("_sharded_worker.py")
 @pytest.mark.slow
 def test_two_devices_give_the_same_bits():
     """Sharded inputs give outputs sharded alike, and derivatives too; no number changes."""
-    output, complaints = finish_worker(
-        start_worker(WORKER, flags="--xla_force_host_platform_device_count=2"), seconds=300
-    )
+    process = start_worker(WORKER, flags="--xla_force_host_platform_device_count=2")
+    output, complaints = finish_worker(process, seconds=300)
     assert output.split() == ["same"] * 3, complaints
 
 

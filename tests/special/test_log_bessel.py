@@ -1,3 +1,5 @@
+# mpmath tells other types than it takes and gives.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportReturnType=false, reportAssignmentType=false
 """log I, log K and their exponentially scaled forms against exact values.
 
 The error of a logarithm that crosses zero is measured against r = sqrt(v^2 + x^2), too: rounding the arguments changes

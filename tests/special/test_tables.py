@@ -1,3 +1,5 @@
+# mpmath tells other types than it takes and gives.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportReturnType=false, reportAssignmentType=false
 """The numbers that the functions are made of, against other ways to them.
 
 Planted bugs: one whole coefficient of Debye's expansion changed by one, one entry of a polynomial changed by 1e-12 of

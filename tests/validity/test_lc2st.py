@@ -57,6 +57,7 @@ def test_wrong_posteriors_are_caught(key):
     assert not run(key, Posterior(gain=0.0, width=1 / math.sqrt(1 - GAIN))).passed  # the prior
 
 
+@pytest.mark.slow
 def test_false_alarms_at_a_moderate_rate(key):
     # 300 p-values in steps of .05, each training on 50 pairs: .1 of them at most .1, within 6 standard errors.
     keys = jax.random.split(key, 300)

@@ -150,6 +150,7 @@ def test_functions_of_numpy_run_in_a_loop(key):
     np.testing.assert_array_equal(again.ranks, ranks.ranks)
 
 
+@pytest.mark.slow
 def test_loop_and_vmap_give_the_same_ranks(key):
     options: Any = {"num_simulations": 7, "num_draws": 63, "quantities": log_likelihood}
     ranks = simulation_ranks(key, simulate, posterior, batch_size=3, **options)

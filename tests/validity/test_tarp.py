@@ -93,6 +93,7 @@ def test_nan_draws_fail(key):
     assert not report.passed
 
 
+@pytest.mark.slow
 def test_a_loop_gives_the_same(key):
     options = {"num_simulations": 16, "num_references": 1, "false_alarm_rate": 0.1}
     found = [[check.found for check in run(key, traceable=flag, **options).checks] for flag in (True, False)]

@@ -270,6 +270,7 @@ def wide_weights_in_loop(text):
     return len(re.findall(rf"f32\[(?:{LARGE.hidden_dim},{LARGE.dim}|{LARGE.dim},{LARGE.hidden_dim})\]", carried))
 
 
+@pytest.mark.slow  # `make test` compiles in another way, with other loops
 def test_weights_in_bfloat16_are_not_cast_ahead_of_a_loop(monkeypatch):
     one_layer = dataclasses.replace(LARGE, num_layers=1)
     assert wide_weights_in_loop(generate(dtype=jnp.bfloat16, config=one_layer)) == 0
