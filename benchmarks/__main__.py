@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import _large, _scaling
 from benchmarks._harness import ROOT, machine
 from benchmarks._report import write
+from benchmarks.bessel import _run as bessel
 from benchmarks.filters import _run as filters
 from benchmarks.llm import _run as llm
 from benchmarks.mcmc import _run as mcmc
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "tempered": tempered,
     "mcmc": mcmc,
     "llm": llm,
+    "bessel": bessel,
     "scaling": _scaling,
     "large": _large,
 }
