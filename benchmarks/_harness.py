@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 1800.0  # seconds that a call may take
 
 
 class Competitor(NamedTuple):
@@ -138,7 +139,7 @@ class Worker:
     The environment of the process turns JAX's persistent compilation cache off, so that a first call compiles.
     """
 
-    def __init__(self, python: str, *, environment: Sequence[tuple[str, str]] = (), limit_s: float = 1800) -> None:
+    def __init__(self, python: str, *, environment: Sequence[tuple[str, str]] = (), limit_s: float = LIMIT_S) -> None:
         self._limit = limit_s
         self._errors: IO[str] = tempfile.TemporaryFile("w+")
         fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
@@ -213,6 +214,10 @@ def measure(
     rounds: int,
     warm_up: int = 1,
     starts: int = 1,
+    limit_s: float = LIMIT_S,
+    environment: Sequence[tuple[str, str]] = (),
+    reduced: Callable[[Competitor, Run], Run] = lambda _, run: run,
+    line: Callable[[Run], str] | None = None,
     say=print,
 ) -> list[Row]:
     """Runs all competitors on one case, interleaved; a competitor that fails is reported and left out.
@@ -224,6 +229,10 @@ def measure(
         rounds: timed runs each.
         warm_up: runs after the first that are not timed.
         starts: fresh processes whose first call is timed; the last of them does the runs.
+        limit_s: seconds that a call may take; a competitor that takes longer is ended, keeps what it had and says so.
+        environment: variables of every process, `(name, value)` each.
+        reduced: makes of a run what is kept of it.
+        line: what to say of every run, for runs that take long; without it every twentieth of the rounds is told.
         say: called with a line of progress.
     """
     workers: dict[Competitor, Worker] = {}
@@ -243,13 +252,14 @@ def measure(
     def start(one: Competitor) -> None:
         if one in workers:
             workers[one].stop()
-        workers[one] = Worker(one.python, environment=one.environment)
+        workers[one] = Worker(one.python, environment=(*one.environment, *environment), limit_s=limit_s)
         size = {"problem": case.problem, "size": case.size, "num_particles": case.num_particles}
         details = attempt(one, do="prepare", adapter=one.adapter, variant=one.variant, **size)
-        reply = details and attempt(one, do="run", seed=0)
-        if details and reply:
+        if details:
             prepared[one] = details
-            firsts[one].append(Run(**reply))
+        reply = details and attempt(one, do="run", seed=0)
+        if reply:
+            firsts[one].append(reduced(one, Run(**reply)))
             say(f"    {one.name}: first call {reply['wall']:.2f} s")
 
     try:
@@ -265,8 +275,10 @@ def measure(
             for one in [*competitors[shift:], *competitors[:shift]]:
                 reply = None if one in faults else attempt(one, do="run", seed=1 + warm_up + index)
                 if reply:
-                    runs[one].append(Run(**reply))
-            if (index + 1) % math.ceil(rounds / 20) == 0:
+                    runs[one].append(reduced(one, Run(**reply)))
+                    if line:
+                        say(f"    {one.name}: {line(runs[one][-1])}")
+            if not line and (index + 1) % math.ceil(rounds / 20) == 0:
                 say(f"    round {index + 1} of {rounds}")
     finally:
         for worker in workers.values():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._harness import Case, Competitor, Row, Run, Worker, WorkerError
+from benchmarks._harness import Case, Competitor, Row, Run, Worker, WorkerError, measure
 from benchmarks.mcmc._adapter import FOLDER
 from benchmarks.mcmc._diagnose import ess_per_second, reduced
 from benchmarks.mcmc._problems import labels
@@ -57,8 +57,9 @@ def measure_compilation(
 
 
 def _compiled(case: Case, one: Competitor, folder: Path, limit_s: float) -> Compiled:
-    with _worker(one, folder, limit_s) as worker:
-        _prepare(worker, case, one)
+    with Worker(one.python, environment=(*one.environment, *_environment(folder)), limit_s=limit_s) as worker:
+        size = {"problem": case.problem, "size": case.size, "num_particles": case.num_particles}
+        worker.ask(do="prepare", adapter=one.adapter, variant=one.variant, **size)
         first, second, third = (worker.ask(do="run", seed=seed) for seed in (0, 0, -1))
     again, new_data = (call["details"].get("num_compilations") for call in (second, third))
     return Compiled(first["wall"] - second["wall"], first["cpu"] - second["cpu"], again, new_data)
@@ -77,66 +78,28 @@ def measure_calls(
         extra: numbers for the details of every run, by competitor.
         say: called with a line of progress.
     """
-    workers: dict[Competitor, Worker] = {}
-    prepared: dict[Competitor, dict[str, Any]] = {}
-    runs: dict[Competitor, list[Run]] = {one: [] for one in competitors}
-    faults: dict[Competitor, str] = {}
 
-    def call(one: Competitor, seed: int) -> Run | None:
-        try:
-            reply = workers[one].ask(do="run", seed=seed)
-        except WorkerError as error:
-            faults[one] = str(error)
-            say(f"    {one.name}: {error}")
-            return None
-        return Run(
-            **{**reply, "details": {**reduced(reply["details"], labels(case.problem)), **(extra or {}).get(one, {})}}
-        )
+    def kept(one: Competitor, run: Run) -> Run:
+        return run._replace(details={**reduced(run.details, labels(case.problem)), **(extra or {}).get(one, {})})
+
+    def line(run: Run) -> str:
+        return f"{run.wall:.2f} s, {ess_per_second(run):.3g} ESS/s"
 
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            firsts: dict[Competitor, tuple[Run, ...]] = dict.fromkeys(competitors, ())
-            for one in competitors:
-                workers[one] = _worker(one, Path(folder), limit_s)
-                try:
-                    prepared[one] = _prepare(workers[one], case, one)
-                except WorkerError as error:
-                    faults[one] = str(error)
-                    say(f"    {one.name}: {error}")
-                    continue
-                first = call(one, 0)
-                firsts[one] = (first,) if first else ()
-            for index in range(rounds):
-                shift = index % len(competitors)
-                for one in [*competitors[shift:], *competitors[:shift]]:
-                    run = None if one in faults else call(one, 1 + index)
-                    if run:
-                        runs[one].append(run)
-                        say(f"    {one.name}: {run.wall:.2f} s, {ess_per_second(run):.3g} ESS/s")
-        finally:
-            for worker in workers.values():
-                worker.stop()
-    return [
-        Row(
+        return measure(
             case,
-            one,
-            prepared.get(one, {}).get("versions", {}),
-            prepared.get(one, {}).get("device", ""),
+            competitors,
             0.0,
-            firsts[one],
-            tuple(runs[one]),
-            faults.get(one, ""),
+            rounds=rounds,
+            warm_up=0,
+            limit_s=limit_s,
+            environment=_environment(Path(folder)),
+            reduced=kept,
+            line=line,
+            say=say,
         )
-        for one in competitors
-    ]
 
 
-def _worker(one: Competitor, folder: Path, limit_s: float) -> Worker:
+def _environment(folder: Path) -> tuple[tuple[str, str], ...]:
     # With JAX's filter on, the last line of a traceback is a remark on the filter.
-    own = ((FOLDER, str(folder)), ("JAX_TRACEBACK_FILTERING", "off"))
-    return Worker(one.python, environment=(*one.environment, *own), limit_s=limit_s)
-
-
-def _prepare(worker: Worker, case: Case, one: Competitor) -> dict[str, Any]:
-    size = {"problem": case.problem, "size": case.size, "num_particles": case.num_particles}
-    return worker.ask(do="prepare", adapter=one.adapter, variant=one.variant, **size)
+    return ((FOLDER, str(folder)), ("JAX_TRACEBACK_FILTERING", "off"))

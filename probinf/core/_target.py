@@ -12,7 +12,8 @@ from probinf.core._support import IntegerInterval
 from probinf.core._types import Position, PRNGKey
 
 
-def _zero(position: Position) -> Float[Array, ""]:
+def flat_prior(position: Position) -> Float[Array, ""]:
+    """Log density zero everywhere: the prior of a `Target` that was given none."""
     floating = [leaf for leaf in jax.tree.leaves(position) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.zeros((), jnp.result_type(*floating) if floating else float)
 
@@ -50,7 +51,7 @@ class Target(eqx.Module):
     """
 
     log_likelihood: Callable[[Any], Array]
-    log_prior: Callable[[Any], Array] = _zero
+    log_prior: Callable[[Any], Array] = flat_prior
     sample_prior: Callable[[Any], Any] | None = None
     constrain: Callable[[Any], Any] = _same
     inverse_temperature: Array = eqx.field(default=1.0, converter=jnp.asarray)

@@ -24,8 +24,7 @@ from probinf.core import Kernel, Point, Status, Target, any_bits, choose, flag, 
 from probinf.core._arguments import whole_number
 from probinf.core._fast_key import fast_key, plain_key
 from probinf.core._kernel import point_log_density
-from probinf.core._target import _zero as flat_prior
-from probinf.core._target import raised
+from probinf.core._target import flat_prior, raised
 from probinf.core._types import Position, PRNGKey
 from probinf.samplers._mhg import Accept, MHGState
 from probinf.samplers._tempering_tuner import TemperingTuner, tempering_tuner

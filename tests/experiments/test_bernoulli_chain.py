@@ -22,6 +22,7 @@ import pytest
 from probinf.experiments import _particle_inference_measure as measure
 from probinf.experiments import _particle_inference_toy as toy
 from probinf.experiments._claims import compare, normal_bound
+from tests._slow import slow_after
 
 ALPHA = 1e-7
 COUNT = 16
@@ -121,7 +122,7 @@ class TestExact:
 
 @pytest.mark.no_key_reuse
 class TestSimulation:
-    @pytest.mark.parametrize("name", list(measure.SETTINGS))
+    @pytest.mark.parametrize("name", slow_after(1, measure.SETTINGS))
     def test_against_the_reference(self, name):
         found = measure.against_reference(name, [COUNT], runs_of(name))
         assert found["count"] == len(measure.COLUMNS[name])

@@ -23,6 +23,7 @@ from probinf.samplers import _adjusted_mclmc, _mhg, _microcanonical
 from probinf.samplers._adjusted_mclmc import Direction, DirectionLaw, Microcanonical, adjusted_mclmc
 from probinf.samplers._microcanonical import turn, unit_normal
 from tests._compilations import COMPILED
+from tests._slow import slow_after
 from tests.samplers.test_kernels import BOUND, largest_discrepancy, run_from_uncompiled
 
 START = jnp.array([0.4, -0.7, 0.2])
@@ -145,7 +146,7 @@ def test_check_mode_catches_planted_bugs(bug: Any, monkeypatch: pytest.MonkeyPat
     assert int(step(kernel, TARGET, START)[1].status) == int(Status.BAD_INVOLUTION)
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("kind", slow_after(1, ["nan", "inf", "-inf"]))
 def test_bad_regions(kind: str, key: Any) -> None:
     """NaN is told, zero density is rejected, and infinite density freezes the chain where it is."""
     target = Target(lambda x: jnp.where(x[0] > 1.0, float(kind), half_square(x)))

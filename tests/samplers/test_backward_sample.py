@@ -17,6 +17,7 @@ from probinf.samplers import _backward_kernels, backward_sample, particle_filter
 from probinf.validity import enumerate_algorithm
 from tests._compilations import COMPILED
 from tests._finite import Ahead, Finite, Swapped, as_kind, skewed_model, tables
+from tests._slow import slow_after
 from tests._walks import LOG_BOUND, HostWalk, Walk, linear_gaussian, walk
 
 METHODS = {
@@ -198,7 +199,7 @@ def long_run():
 
 
 @pytest.mark.numpyro
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_after(1, METHODS))
 def test_early_states_do_not_degenerate(method, long_run):
     history = long_run.history
     assert history is not None
@@ -238,7 +239,10 @@ def with_history_of(model, out):
     return eqx.tree_at(lambda o: o.history.model, out, model)
 
 
-@pytest.mark.parametrize(("method", "num_steps"), [("exact", 0), ("exact", 1), ("mcmc", 1), *((m, 4) for m in METHODS)])
+FORMS = [("exact", 0), ("mcmc", 1), *((m, 4) for m in METHODS)]
+
+
+@pytest.mark.parametrize(("method", "num_steps"), slow_after(3, FORMS))
 def test_particle_form_and_few_steps(method, num_steps):
     out = filtered(walk(num_steps=num_steps))
     paths, info = backward_sample(jax.random.key(1), out, 5, method, return_info=True, **METHODS[method])

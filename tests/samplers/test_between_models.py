@@ -18,6 +18,7 @@ from probinf.samplers._between_models import BetweenModels, ModelJump, between_m
 from probinf.samplers._combine import cycle
 from probinf.samplers._model_space import ModelTable
 from probinf.samplers._trans_dimensional import JumpProposal, TransDimensional, active_random_walk
+from tests._slow import slow_after
 from tests.samplers._trans_dimensional import LOG_2PI, Normal, run_chains, z_scores
 
 # Model 0: a gamma(1.5) rate, on the log scale. Model 1: two normal numbers. Model 2: one normal number, in slot 1.
@@ -147,7 +148,9 @@ def test_arguments_are_checked() -> None:
         kernel.step(jax.random.key(1), Target(density), state)
 
 
-@pytest.mark.parametrize("bad", [[-1.0, 1.0], [-1.0, -1.0], [0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]], ids=str)
+@pytest.mark.parametrize(
+    "bad", slow_after(2, [[-1.0, 1.0], [np.nan, 1.0], [-1.0, -1.0], [0.0, 1.0], [np.inf, 1.0]]), ids=str
+)
 def test_traced_weights_that_are_not_positive_are_flagged(bad: Any) -> None:
     position = jax.tree.map(lambda leaf: leaf[0], start(1))
 

@@ -23,6 +23,7 @@ from probinf.samplers._birth_death import birth_death
 from probinf.samplers._combine import cycle
 from probinf.samplers._model_space import Components, Subsets
 from probinf.samplers._trans_dimensional import JumpProposal, TransDimensional, active_random_walk
+from tests._slow import slow_after
 from tests.samplers._trans_dimensional import (
     LOG_2PI,
     Normal,
@@ -80,7 +81,9 @@ def errors_of(kernel: Any, target: Target, positions: list[Any]) -> tuple[float,
 
 
 @pytest.mark.parametrize("weights", [None, lambda position: jnp.asarray([1.0, 2.0, 0.5])], ids=["uniform", "weighted"])
-@pytest.mark.parametrize("proposal", [lambda p, s: Colour(jnp.asarray(COLOURS)), colours_of], ids=["fixed", "of_state"])
+@pytest.mark.parametrize(
+    "proposal", slow_after(1, [colours_of, lambda p, s: Colour(jnp.asarray(COLOURS))]), ids=["of_state", "fixed"]
+)
 def test_exact_law_on_lists(proposal: Any, weights: Any, x64: None) -> None:
     kernel = birth_death(proposal, Components(CAPACITY), birth_probability=0.3, death_weights=weights, check=True)
     assert max(errors_of(kernel, LISTS, lists())) < 1e-12
@@ -113,7 +116,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bug", [*PLANTED, "no_mass_of_moves"])
+@pytest.mark.parametrize("bug", slow_after(2, ["no_mass_of_moves", *PLANTED]))
 def test_enumeration_catches_planted_bugs(bug: str, x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = birth_death(colours_of, Components(CAPACITY), birth_probability=0.3)
     if bug == "no_mass_of_moves":
@@ -128,7 +131,7 @@ def test_enumeration_catches_planted_bugs(bug: str, x64: None, monkeypatch: pyte
     assert max(errors_of(kernel, LISTS, lists())[1:]) > 1e-3
 
 
-@pytest.mark.parametrize("bug", ["births_at_the_end", "holes"])
+@pytest.mark.parametrize("bug", slow_after(1, ["births_at_the_end", "holes"]))
 def test_check_catches_planted_maps(bug: str, key: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cls, name, wrong = PLANTED[bug]
     monkeypatch.setattr(cls, name, wrong)
@@ -302,7 +305,7 @@ def test_arguments_are_checked() -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", slow_after(1, [jnp.float32, jnp.float64]))
 def test_dtypes_of_the_position_are_kept_in_double_precision(dtype: Any, x64: None) -> None:
     class Half(eqx.Module):
         def sample(self, key: Any) -> Any:

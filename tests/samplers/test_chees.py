@@ -23,6 +23,7 @@ from probinf.samplers._initial import init_chains
 from probinf.samplers._sample import sample
 from probinf.samplers._shared import SharingKernel
 from probinf.samplers._warmup import prepare_warmup, warmup
+from tests._slow import slow_after
 
 
 def skewed(x: Any) -> Any:
@@ -124,7 +125,7 @@ def test_measured_transitions_are_those_of_hmc() -> None:
             np.testing.assert_allclose(told.end, plain.position, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dense", slow_after(1, [False, True]))
 def test_warmup_learns_the_length_of_a_gaussian(dense: bool) -> None:
     """With lengths uniform on (0, T) the criterion of N(0, I) is largest where tan 2T = 2T, at T = 2.247.
 

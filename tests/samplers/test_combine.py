@@ -27,6 +27,7 @@ from probinf.samplers._random_walk import random_walk
 from probinf.samplers._sample import sample
 from probinf.samplers._stan_tuner import TunableKernel
 from probinf.samplers._trans_dimensional import TransDimensional, active_random_walk
+from tests._slow import slow_after
 from tests.samplers._trans_dimensional import Normal, balance_errors, run_chains, transition_matrix, z_scores
 
 WEIGHTS = np.array([0.5, 2.0, 0.9, 1.4])
@@ -105,7 +106,10 @@ def jumps_and_steps(combine: Any) -> Any:
     return combine(birth_death(Normal(0.2, 1.2), space), active_random_walk(space, 1.3))
 
 
-@pytest.mark.parametrize("combine", [cycle, lambda *kernels: mixture(kernels, [0.6, 0.4])], ids=["cycle", "mixture"])
+BOTH = [lambda *kernels: mixture(kernels, [0.6, 0.4]), cycle]
+
+
+@pytest.mark.parametrize("combine", slow_after(1, BOTH), ids=["mixture", "cycle"])
 def test_jumps_alternate_with_steps_within_a_model(combine: Any, key: Any) -> None:
     start = TransDimensional(jnp.zeros(400, jnp.int32), jnp.zeros((400, 2)))
     see = lambda p: jnp.stack([*[p.model == k for k in range(3)], p.parameters[0] > 0.4])  # noqa: E731
@@ -197,7 +201,7 @@ def test_arguments_are_checked() -> None:
 BAD_LAWS = [[np.nan, np.nan], [-1.0, 2.0], [-1.0, 5.0], [0.0, 0.0], [0.6, 0.6], [np.inf, 0.0]]
 
 
-@pytest.mark.parametrize("bad", BAD_LAWS, ids=str)
+@pytest.mark.parametrize("bad", slow_after(2, BAD_LAWS), ids=str)
 def test_a_traced_mixture_of_no_law_is_a_flagged_rejection(bad: Any, key: Any) -> None:
     target = Target(lambda x: -0.5 * jnp.sum(x**2))
 
@@ -232,7 +236,7 @@ def test_a_frozen_mixture_of_no_law_gets_no_new_bits(key: Any) -> None:
     assert int(info.status) == 0
 
 
-@pytest.mark.parametrize("whole", [[1, 0], np.array([1, 0]), [True, False]], ids=str)
+@pytest.mark.parametrize("whole", slow_after(1, [[1, 0], np.array([1, 0]), [True, False]]), ids=str)
 def test_whole_probabilities_are_cast(whole: Any, key: Any) -> None:
     kernel = mixture([random_walk(1.0), random_walk(2.0)], whole)
     assert jnp.issubdtype(kernel.probabilities.dtype, jnp.floating)

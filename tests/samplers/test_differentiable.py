@@ -15,6 +15,7 @@ import probinf as pb
 from probinf import models, samplers
 from probinf.core import categorical
 from probinf.validity import enumerate_algorithm
+from tests._slow import slow_after
 
 
 class Coins(pb.FeynmanKac):
@@ -49,8 +50,9 @@ def exact_evidence(tilt):
     return total
 
 
-@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
-@pytest.mark.parametrize("differentiable", [True, False])
+@pytest.mark.parametrize(
+    ("scheme", "differentiable"), slow_after(2, [("systematic", True), ("systematic", False), ("multinomial", True)])
+)
 def test_expected_gradient_is_the_gradient_of_the_evidence(x64, scheme, differentiable):
     def gradient(key):
         def evidence(tilt):

@@ -21,6 +21,7 @@ from probinf.core._status import Status
 from probinf.samplers import _elliptical_slice
 from probinf.samplers._bracket import Ellipse
 from probinf.samplers._elliptical_slice import elliptical_slice
+from tests._slow import slow_after
 
 NUM = 10_000
 # Dvoretzky, Kiefer, Wolfowitz: a distance over this has probability 1e-7.
@@ -128,7 +129,9 @@ def distance_of_law(max_shrinks: int = 100, width: float = 2.0) -> float:
     return float(np.max(np.abs(uniforms - np.arange(1, NUM + 1)[:, None] / NUM)))
 
 
-@pytest.mark.parametrize("options", [{}, {"max_shrinks": 1, "width": 1.0}], ids=["default", "bound of one"])
+@pytest.mark.parametrize(
+    "options", slow_after(1, [{}, {"max_shrinks": 1, "width": 1.0}]), ids=["default", "bound of one"]
+)
 def test_any_gaussian_leaves_any_target_invariant(options: Any) -> None:
     """False alarms have probability 2e-7 each, of two coordinates."""
     assert distance_of_law(**options) < BOUND
@@ -153,7 +156,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
         monkeypatch.setattr(_elliptical_slice, "times", broken)
 
 
-@pytest.mark.parametrize("fault", ["not taken off", "no mean", "other covariance"])
+@pytest.mark.parametrize("fault", slow_after(1, ["not taken off", "no mean", "other covariance"]))
 def test_planted_bugs(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _plant(monkeypatch, fault)
     assert distance_of_law() > BOUND

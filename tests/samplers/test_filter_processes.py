@@ -25,6 +25,8 @@ PARTICLES = [
     ".history.particles['x']",
 ]
 
+pytestmark = pytest.mark.slow
+
 
 def free_port():
     with socket.socket() as probe:
@@ -39,7 +41,7 @@ def single(tmp_path_factory):
     return file
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[1, 4])
 def found(request, single):
     """What two processes with so many devices each have printed."""
     port, flags = free_port(), f"--xla_force_host_platform_device_count={request.param}"

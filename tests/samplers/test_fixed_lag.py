@@ -17,6 +17,7 @@ from probinf import models
 from probinf.samplers import FixedLag, fixed_lag, fixed_lag_means, particle_filter
 from probinf.validity import enumerate_algorithm
 from tests._finite import Ahead, as_kind, skewed_model, tables
+from tests._slow import slow_after
 from tests._walks import Walk, linear_gaussian, walk
 
 
@@ -56,7 +57,9 @@ class Stuck(FixedLag):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("num_particles", "num_steps", "lag"), [(2, 3, 1), (2, 2, 3), (3, 2, 0), (2, 1, 2)])
+@pytest.mark.parametrize(
+    ("num_particles", "num_steps", "lag"), slow_after(2, [(2, 3, 1), (3, 2, 0), (2, 2, 3), (2, 1, 2)])
+)
 def test_law_of_windows(num_particles, num_steps, lag):
     model = skewed_model(num_steps)
     found = expected_windows(model, num_particles, lag)
@@ -139,7 +142,7 @@ def test_forms_agree(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), plain.mean, other.mean)
 
 
-@pytest.mark.parametrize(("num_steps", "lag"), [(1, 4), (3, 4), (3, 1)])
+@pytest.mark.parametrize(("num_steps", "lag"), slow_after(1, [(3, 1), (3, 4), (1, 4)]))
 def test_order_of_time(num_steps, lag):
     # `n` counts the steps: entry t of the smoothed means must be t, however short the run.
     out = particle_filter(jax.random.key(0), fixed_lag(walk(Looking, ys=np.zeros(num_steps)), lag), num_particles=4)

@@ -36,6 +36,7 @@ from probinf.samplers._nuts import nuts
 from probinf.samplers._on_sites import on_sites
 from probinf.samplers._random_walk import random_walk
 from probinf.samplers._slice import slice_sampling
+from tests._slow import slow_after
 
 NUM, STEPS = 30_000, 6
 BOUND = math.sqrt(math.log(2 / 1e-7) / (2 * NUM))
@@ -224,7 +225,7 @@ def position_at(x: float, dtype: Any = jnp.float32) -> dict[str, Any]:
 
 
 @with_every_kind
-@pytest.mark.parametrize("kind", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("kind", slow_after(1, ["nan", "inf", "-inf"]))
 def test_start_without_finite_density_is_flagged_before_the_first_step(name: str, kind: str, key: Any) -> None:
     kernel, target = ALL_KERNELS[name](), edge_target(kind)
     state = kernel.init(key, target, position_at(2.0))

@@ -31,6 +31,7 @@ from probinf.samplers._on_sites import on_sites
 from probinf.samplers._random_walk import random_walk
 from probinf.samplers._sample import sample
 from tests._compilations import COMPILED
+from tests._slow import slow_after
 from tests.samplers._trans_dimensional import balance_errors, transition_matrix, z_scores
 
 # On a finite space.
@@ -137,7 +138,7 @@ def test_law_of_parts_the_whole_is_invariant(name: str, key: Any) -> None:
     assert largest_discrepancy(key, COMBINED[name]()) < BOUND
 
 
-@pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.parametrize("name", slow_after(1, COMBINED))
 def test_a_state_is_what_a_fresh_start_at_its_position_gives(name: str, key: Any) -> None:
     assert differences(COMBINED[name](), key) < 1e-5
 

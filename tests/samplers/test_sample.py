@@ -30,6 +30,7 @@ from probinf.samplers._warmup import warmup
 from tests._compilations import COMPILED
 from tests._posteriors import half_square, regression
 from tests._processes import finish_worker, start_worker
+from tests._slow import slow_after
 
 
 def agrees(draws: np.ndarray, exact: Any) -> None:
@@ -39,7 +40,9 @@ def agrees(draws: np.ndarray, exact: Any) -> None:
     assert np.all(np.abs(means.mean(0) - exact) < 6 * error), (means.mean(0), exact, error)
 
 
-@pytest.mark.parametrize("make", [lambda: hmc(num_steps=8), lambda: hmc(num_steps=8, dense=True), random_walk])
+@pytest.mark.parametrize(
+    "make", slow_after(1, [lambda: hmc(num_steps=8, dense=True), lambda: hmc(num_steps=8), random_walk])
+)
 def test_conjugate_regression(make: Any, key: Any) -> None:
     target, mean, covariance = regression()
     draws = sample(key, make(), target, num_samples=400, num_warmup=500, num_chains=64, thin=2)

@@ -22,6 +22,7 @@ from probinf.samplers._between_models import ModelJump, between_models
 from probinf.samplers._mhg import PaddedInvolution
 from probinf.samplers._model_space import Components, ModelTable
 from probinf.samplers._trans_dimensional import Move, TransDimensional, active_random_walk, trans_dimensional
+from tests._slow import slow_after
 from tests.samplers._trans_dimensional import LOG_2PI, Normal, run_chains, z_scores
 
 MASKS = jnp.asarray([[True, False], [True, True]])
@@ -80,7 +81,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("bug", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("bug", slow_after(3, WRONG.values()), ids=WRONG)
 def test_check_flags_planted_bugs_and_freezes(bug: dict[str, Any], key: Any) -> None:
     position = TransDimensional(jnp.zeros(32, jnp.int32), jnp.full((32, 2), 0.7))
     states, seen = run_chains(key, two_model_kernel(**bug, check=True), TWO_MODELS, position, 4, lambda p: p.model)
