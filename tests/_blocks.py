@@ -516,3 +516,81 @@ def llm_particle_filter() -> Block:
         return found.population.log_evidence, found.population.particles.tokens
 
     return run, (KEY, vector(16, dtype=jnp.int32))
+
+
+@block
+def distributions_matern() -> Block:
+    from probinf.distributions import matern, pairwise_distance
+
+    def covariance(x, smoothness):
+        return jax.value_and_grad(lambda v: jnp.sum(matern(pairwise_distance(x, x), v, 1.0)))(smoothness)
+
+    return covariance, (vector(5, 2), vector())
+
+
+@block
+def distributions_generalized_inverse_gaussian() -> Block:
+    from probinf.distributions import GeneralizedInverseGaussian
+
+    def draw(key, order, concentration):
+        law = GeneralizedInverseGaussian(order, concentration)
+        x = law.sample(key, (7,))
+        return x, law.log_prob(x), law.mean, law.variance
+
+    return draw, (KEY, vector(), vector())
+
+
+@block
+def distributions_normal_inverse_gaussian() -> Block:
+    from probinf.distributions import NormalInverseGaussian
+
+    def draw(key, tailweight, skewness):
+        law = NormalInverseGaussian(tailweight, skewness)
+        x = law.sample(key, (7,))
+        return x, law.log_prob(x), law.mean, law.variance
+
+    return draw, (KEY, vector(), vector())
+
+
+def _directional(name: str) -> Callable[[], Block]:
+    def build() -> Block:
+        from probinf import distributions
+
+        family = getattr(distributions, name)
+
+        def use(key: Any, mean: Any, concentration: Any, x: Any) -> Any:
+            d = family(mean, concentration)
+            return d.sample(key, (3,)), d.log_prob(x), d.entropy(), d.mean, family.fit(x).concentration
+
+        return use, (KEY, vector(5), vector(), vector(7, 5))
+
+    return build
+
+
+BLOCKS["distributions_von_mises_fisher"] = _directional("VonMisesFisher")
+BLOCKS["distributions_power_spherical"] = _directional("PowerSpherical")
+
+
+@block
+def distributions_fit_mixture() -> Block:
+    from probinf.distributions import fit_mixture
+
+    return lambda key, x: fit_mixture(key, x, 3).log_likelihood, (KEY, vector(9, 5))
+
+
+@block
+def special_log_bessel() -> Block:
+    from probinf import special
+
+    names = ("log_iv", "log_ive", "log_kv", "log_kve", "iv_ratio", "kv_ratio", "log_0f1")
+    return lambda v, x: [getattr(special, name)(v, x) for name in names], (vector(8), vector(8))
+
+
+@block
+def special_log_bessel_slopes() -> Block:
+    from probinf import special
+
+    def total(v, x):
+        return special.log_iv(v, x, reflect=False) + special.log_kv(v, x) + special.iv_ratio(v, x)
+
+    return jax.vmap(jax.grad(total, (0, 1))), (vector(8), vector(8))

@@ -13,7 +13,7 @@ from rich.console import Console
 from probinf import llm
 from probinf.cli._generate_display import Watcher, watching
 from probinf.cli._generate_output import as_json, flag_text, print_posterior
-from probinf.cli._generate_request import METHODS, Request, read_request
+from probinf.cli._generate_request import METHODS, Request, default_of, read_request
 from probinf.core import InferenceError, Status, is_fatal
 
 PLOTS = (".pdf", ".png", ".svg")
@@ -28,7 +28,10 @@ def generate(
         str | None, typer.Option(help="What judges the steps: a model, a folder, or `module:function` of texts.")
     ] = None,
     potential: Annotated[
-        str | None, typer.Option(help="How: `odds`, `prob`, `ratio`, `judge`, `self_certainty` or `none`.")
+        str | None, typer.Option(help="How: `odds`, `prob`, `ratio`, `final`, `judge`, `self_certainty` or `none`.")
+    ] = None,
+    twist: Annotated[
+        str | None, typer.Option(help="What guesses the rest, for twisted-smc: a model or a function, as `--scorer`.")
     ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "particle-filter",
     particles: Annotated[int, typer.Option(help="How many texts.")] = 32,
@@ -39,20 +42,30 @@ def generate(
             show_default="; for the chains models, else \\n\\n",
         ),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends a text, or the name of a special token; may be given several times."),
+    ] = None,
     max_steps: Annotated[int, typer.Option(help="The most steps of a text.")] = 40,
     max_tokens: Annotated[
         int | None, typer.Option(help="The most tokens of a text.", show_default="what the context holds")
     ] = None,
     ess_threshold: Annotated[
         float | None,
-        typer.Option(help="Resample when ESS / N is below it; 1 for every step, 0 for never.", show_default="0.5"),
+        typer.Option(
+            help="Resample when ESS / N is below it; 1 for every step, 0 for never.",
+            show_default=default_of("ess_threshold"),
+        ),
     ] = None,
-    resampling: Annotated[str | None, typer.Option(help="Resampling scheme.", show_default="systematic")] = None,
+    resampling: Annotated[
+        str | None, typer.Option(help="Resampling scheme.", show_default=default_of("resampling"))
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Passes of particle-gibbs and parallel-tempering.", show_default="16")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Continuations that beam and dvts try of each text.", show_default="4")
+        int | None,
+        typer.Option(help="Continuations that beam and dvts try of each text.", show_default=default_of("width")),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the law of tokens.", show_default="1.0")] = None,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.", show_default="all")] = None,
@@ -61,6 +74,13 @@ def generate(
     ] = None,
     min_p: Annotated[
         float | None, typer.Option(help="Only tokens of this share of the likeliest one.", show_default="0.0")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The aim: `proposal`, the law of tokens as above, or `model`, with weights that correct for it.",
+            show_default=default_of("base"),
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random number.")] = 0,
     answer: Annotated[
@@ -89,12 +109,16 @@ def generate(
     plot: Annotated[
         Path | None, typer.Option(help="File for the genealogy, such as `tree.svg`.", show_default=False)
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; the whole run is then one program.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress; most methods are then one program, which Ctrl-C loses.")
+    ] = False,
 ) -> None:
     """Write texts with a language model, weigh their steps, and print the posterior of their answers.
 
-    Ctrl-C ends the run and prints what there is; the exit code is then 130. It is 1 when the run failed or no text has
-    any weight, and 2 when it cannot be done as asked.
+    Ctrl-C ends the run and prints what there is: the steps that are done, or of particle-gibbs and parallel-tempering
+    the iterations. Where all is one program (waste-free; with --quiet all methods but those two) it is heard at the
+    end, and nothing is left. The exit code is 130 after Ctrl-C, 1 when the run failed or no text has any weight, and 2
+    when it cannot be done as asked.
     """
     options = {
         "num_particles": particles,
@@ -110,6 +134,9 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
+        "base": base,
+        "stop": stop or None,
+        "twist": twist,
     }
     try:
         _check_files(out, plot)
@@ -134,15 +161,18 @@ def generate(
 
 def _run(request: Request, method: str, max_steps: int, *, quiet: bool) -> llm.Generations:
     """Runs it; Ctrl-C gives what there is, marked as interrupted."""
-    watcher = Watcher()
+    watcher, watched = Watcher(), request.can_be_watched and not quiet
     try:
-        if quiet or not request.can_be_watched:
-            return request.run()
+        if not watched:
+            return request.run(progress=not quiet)
         with watching(method, max_steps) as watcher:
             return request.run(watcher)
-    except KeyboardInterrupt:
-        if quiet or not request.can_be_watched:
-            _stop("interrupted: one program was running, as always with --quiet: there is nothing to show", code=130)
+    except KeyboardInterrupt as error:
+        if not watched:
+            mend = ": without --quiet the steps that are done are printed" if request.can_be_watched else ""
+            _stop(
+                f"interrupted: {str(error) or f'{method} ran as one program, of which nothing is kept{mend}'}", code=130
+            )
         if watcher.last is None:
             _stop("interrupted before the first step was done: there is nothing to show", code=130)
         found = watcher.last.generations()
@@ -170,7 +200,8 @@ def _conclude(found: llm.Generations, request: Request, *, as_data: bool, out: P
         print_posterior(Console(), found, request.extract, request.rule, chosen)
     _write(found, request, out, plot)
     if interrupted:
-        _stop(f"interrupted in step {steps + 1}: this is what there is", code=130)
+        where = f" in step {steps + 1}" if request.can_be_watched else ""
+        _stop(f"interrupted{where}: this is what there is", code=130)
     if not np.any(found.weights > 0):
         _stop("no text has any weight, so there is no posterior", code=1)
 

@@ -23,6 +23,7 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "particle-filter": llm.particle_filter,
     "tempered-filter": llm.tempered_filter,
     "entropic-filter": llm.entropic_filter,
+    "twisted-smc": llm.twisted_smc,
     "waste-free": llm.waste_free,
     "particle-gibbs": llm.particle_gibbs,
     "parallel-tempering": llm.parallel_tempering,
@@ -41,6 +42,7 @@ _DEFAULTS: Mapping[str, dict[str, Any]] = {
 }
 # Arguments of the methods that are called otherwise on the command line, for messages.
 _RENAMED = {"num_particles": "particles", "num_iterations": "iterations"}
+_WORDS = {None: "every step"}  # of a threshold
 
 
 class Request(NamedTuple):
@@ -66,14 +68,18 @@ class Request(NamedTuple):
     rule: str | None
     aggregate: str | None
 
-    def run(self, on_step: Callable[[llm.StepReport], None] | None = None) -> llm.Generations:
-        """Runs it; flags are left to the caller."""
-        watch = {} if on_step is None else {"on_step": on_step}
+    def run(
+        self, on_step: Callable[[llm.StepReport], None] | None = None, *, progress: bool = False
+    ) -> llm.Generations:
+        """Runs it; flags are left to the caller. `progress` is for methods that show by themselves what is done."""
+        watch: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
+        if progress and "progress" in arguments_of(self.method):
+            watch["progress"] = True
         return self.method(self.key, self.lm, self.prompt, throw=False, **self.options, **watch)
 
     @property
     def can_be_watched(self) -> bool:
-        """Whether the method tells what it does."""
+        """Whether the method tells what it does after each step."""
         return "on_step" in arguments_of(self.method)
 
     def select(self, found: llm.Generations) -> llm.Selection | None:
@@ -130,6 +136,7 @@ def read_request(
     if aggregate is not None and ("aggregate" in arguments_of(METHODS[method]) or rule not in ("argmax", "weighted")):
         found["aggregate"] = aggregate
     _refuse_needless(method, found)
+    _refuse_missing(method, found)
     if not 0 <= seed < 2**32:
         raise ValueError(f"`--seed` must lie between 0 and 2**32 - 1, got {seed}")
     extract = None if answer is None else answer_reader(answer)
@@ -137,8 +144,11 @@ def read_request(
     lm = llm.load(model)
     chains = lm.name.startswith("chains")
     found["step"] = step_mode((";" if chains else "\n\n") if step is None else step)
-    if "scorer" in found:
-        found["scorer"] = _find_scorer(found["scorer"])
+    for name in ("scorer", "twist"):
+        if name in found:
+            found[name] = _find_scorer(name, found[name])
+    if "stop" in found:
+        found["stop"] = [unescaped(words) for words in found["stop"]]
     if extract is None and chains:
         extract = last_result
     return Request(METHODS[method], jax.random.key(seed), lm, text, found, extract, rule, aggregate)
@@ -156,6 +166,27 @@ def arguments_of(method: Callable[..., Any]) -> set[str]:
     return names
 
 
+def default_of(argument: str) -> str:
+    """The words for the default of an argument of the methods: the most common one, and what others have instead.
+
+    Args:
+        argument: its name; of methods that have one of their own.
+    """
+    methods: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        parameter = inspect.signature(method).parameters.get(argument)
+        if parameter is not None:
+            default = parameter.default
+            methods.setdefault(str(_WORDS.get(default, default)), []).append(name)
+    common, *others = sorted(methods, key=lambda words: -len(methods[words]))
+    return "; ".join([common, *(f"{words} for {' and '.join(methods[words])}" for words in others)])
+
+
+def unescaped(words: str) -> str:
+    r"""The text with a line break for `\n` and a tab for `\t`, which are hard to type in a shell."""
+    return words.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
 def step_mode(words: str) -> llm.StepMode:
     r"""The mode of `--step`: `block:16`, or a delimiter in which `\n` and `\t` are a line break and a tab.
 
@@ -169,7 +200,7 @@ def step_mode(words: str) -> llm.StepMode:
         return llm.block(int(size))
     if not words:
         raise ValueError("`--step` is empty; needed a text that ends a step, or `block:16`")
-    return llm.delimiter(words.replace(r"\n", "\n").replace(r"\t", "\t"))
+    return llm.delimiter(unescaped(words))
 
 
 def answer_reader(pattern: str) -> Extract:
@@ -201,12 +232,12 @@ def _read_prompt(prompt: str | None) -> str:
     return text
 
 
-def _find_scorer(name: str) -> Any:
+def _find_scorer(option: str, name: str) -> Any:
     module, colon, function = name.partition(":")
     if colon and all(part.isidentifier() for part in (*module.split("."), function)):
-        found = load_object("scorer", name)
+        found = load_object(option, name)
         if not callable(found):
-            raise ValueError(f"`--scorer` {name} is {found!r}; needed a function of prompt and text")
+            raise ValueError(f"`--{option}` {name} is {found!r}; needed a function of prompt and text")
         return found
     return llm.load(name)
 
@@ -216,5 +247,21 @@ def _refuse_needless(method: str, options: Mapping[str, Any]) -> None:
     known = arguments_of(METHODS[method])
     needless = [name for name in options if name not in known]
     if needless:
-        shown = ", ".join(f"`--{_RENAMED.get(name, name).replace('_', '-')}`" for name in needless)
+        shown = ", ".join(map(_option, needless))
         raise ValueError(f"the method {method} has no use for {shown}: leave it out, or choose another method")
+
+
+def _refuse_missing(method: str, options: Mapping[str, Any]) -> None:
+    """What a method cannot do without is asked for by the name that it has here."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(METHODS[method]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is inspect.Parameter.empty
+    ]
+    missing = [name for name in needed if name not in options and name != "step"]  # a step has a default here
+    if missing:
+        raise ValueError(f"the method {method} needs {', '.join(map(_option, missing))}")
+
+
+def _option(name: str) -> str:
+    return f"`--{_RENAMED.get(name, name).replace('_', '-')}`"

@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -138,6 +138,11 @@ def repeat_while(
         body: `(i, carry) -> carry`, which must change nothing where `unfinished` does not hold.
         carry: pytree.
         max_steps: the bound.
+
+    Returns:
+        The last carry. It has forward-mode derivatives (`jax.jvp`); asked for a reverse-mode one (`jax.grad`), JAX
+        raises `ValueError`, for a loop whose end is not known before keeps nothing to go back by: take `scan`, or
+        `repeat` with a fixed number of steps, where it is needed.
     """
     if _HANDLER.get() is not None:
         for i in range(max_steps):
@@ -169,9 +174,15 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
-def compiled(function: Callable) -> Callable:
-    """`equinox.filter_jit(function)`; inside an enumeration `function` itself, traced afresh."""
-    jitted = eqx.filter_jit(function)
+def compiled(function: Callable, *, donate: Literal["none", "all-except-first"] = "none") -> Callable:
+    """`equinox.filter_jit(function)`; inside an enumeration `function` itself, traced afresh.
+
+    Args:
+        function: what to compile.
+        donate: "all-except-first": arrays of all arguments but the first may be changed in place, and are gone for the
+            caller.
+    """
+    jitted = eqx.filter_jit(function, donate=donate)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

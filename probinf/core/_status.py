@@ -54,7 +54,10 @@ _TEXT = {
     ),
     Status.MAX_STEPS: "a bounded loop ended at its bound before it was done. Raise `max_steps`",
     Status.BAD_INVOLUTION: "an involution did not invert itself, or its Jacobian was wrong. Mend the `involution`",
-    Status.INTERRUPTED: "the run was interrupted; what was finished is here. Run again with the same `checkpoint`",
+    Status.INTERRUPTED: (
+        "the run was interrupted; what was finished is here. Run it again; one with a checkpoint goes on from there "
+        "with the same `checkpoint`"
+    ),
 }
 
 

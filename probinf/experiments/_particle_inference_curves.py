@@ -1,17 +1,20 @@
 r"""Curves of accuracy against cost: intervals, and the scaling-rate factor.
 
 The *scaling-rate factor* at an accuracy is how many times fewer tokens a method needs for it than best-of-N: both
-curves are made monotone and read between their points linearly in the logarithm of the tokens. Its interval is a
-bootstrap over problems, the same ones for both curves.
+curves are made monotone and read between their points linearly in the logarithm of the tokens. Accuracies are fixed
+beforehand, `LEVELS`: read at the best that best-of-N reaches, where its curve is flat, a factor would be whatever that
+flatness makes it. Its interval is a bootstrap over problems, the same ones for both curves.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 CONFIDENCE_Z = 1.959964  # of 95 % intervals
 LEVEL = 0.95
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # accuracies at which factors are read
 
 
 def wilson(mean: float, count: float | int) -> tuple[float, float]:
@@ -58,19 +61,25 @@ def tokens_needed(tokens: np.ndarray, accuracy: np.ndarray, level: np.ndarray) -
 
 
 class Factor(NamedTuple):
-    """How many times fewer tokens one curve needs than another for the same accuracy.
+    """How many times fewer tokens one curve needs than another for an accuracy.
 
     Attributes:
-        level: the accuracy, the best that the baseline reaches.
-        estimate, low, high: the factor and its 95 % bootstrap interval; 0 where the level is never reached.
+        level: the accuracy.
+        baseline, method: whether the curves reach it.
+        estimate, low, high: the factor and its 95 % bootstrap interval; NaN where one of the two does not reach it, and
+            `high` inf where the baseline does not in more than 1 of 40 bootstrap samples.
         at_least: whether the method's smallest run is above the level already, so that the factor may be larger.
+        sure: whether both reach the level in at least 39 of 40 bootstrap samples.
     """
 
     level: float
+    baseline: bool
+    method: bool
     estimate: float
     low: float
     high: float
     at_least: bool
+    sure: bool
 
 
 class Curve(NamedTuple):
@@ -85,13 +94,16 @@ class Curve(NamedTuple):
     solved: np.ndarray
 
 
-def scaling_factor(baseline: Curve, method: Curve, *, seed: int, num_bootstrap: int = 2000) -> Factor:
-    """The scaling-rate factor at the best accuracy of the baseline.
+def scaling_factors(
+    baseline: Curve, method: Curve, *, seed: int, levels: Sequence[float] = LEVELS, num_bootstrap: int = 2000
+) -> list[Factor]:
+    """The scaling-rate factor at each level.
 
     Args:
         baseline: of best-of-N.
         method: of what is compared with it, on the same problems.
         seed: of the bootstrap.
+        levels: accuracies.
         num_bootstrap: its size.
     """
     num_problems = baseline.solved.shape[0]
@@ -100,8 +112,29 @@ def scaling_factor(baseline: Curve, method: Curve, *, seed: int, num_bootstrap: 
     # The first row is the sample itself.
     weights = np.concatenate([np.ones((1, num_problems)), counts]) / num_problems
     ours, theirs = weights @ method.solved, weights @ baseline.solved
-    level = theirs.max(axis=1)
-    factors = tokens_needed(baseline.tokens, theirs, level) / tokens_needed(method.tokens, ours, level)
-    low, high = np.quantile(factors[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    at_least = bool(ours[0, 0] >= level[0])
-    return Factor(float(level[0]), float(factors[0]), float(low), float(high), at_least)
+    return [_factor(baseline.tokens, theirs, method.tokens, ours, level) for level in levels]
+
+
+def _factor(
+    their_tokens: np.ndarray, theirs: np.ndarray, our_tokens: np.ndarray, ours: np.ndarray, level: float
+) -> Factor:
+    levels = np.full(len(ours), level)
+    needed, spent = tokens_needed(their_tokens, theirs, levels), tokens_needed(our_tokens, ours, levels)
+    reached = np.isfinite(needed), np.isfinite(spent)
+    both = reached[0] & reached[1]
+    sure = float(both[1:].mean()) >= (1 + LEVEL) / 2
+    at_least = bool(ours[0, 0] >= level)
+    if not both[0]:
+        nothing = math.nan
+        return Factor(level, bool(reached[0][0]), bool(reached[1][0]), nothing, nothing, nothing, at_least, sure)
+    # A sample in which the method never gets there has factor 0; one in which neither does says nothing.
+    factors = np.where(reached[1], needed / np.where(reached[1], spent, 1.0), 0.0)
+    known = np.sort(factors[1:][(reached[0] | reached[1])[1:]])
+    # Whole order statistics: one cannot read between a number and infinity.
+    low, high = (np.quantile(known, (1 + sign * LEVEL) / 2, method="closest_observation") for sign in (-1, 1))
+    return Factor(level, True, True, float(factors[0]), float(low), float(high), at_least, sure)
+
+
+def highest_sure(factors: Sequence[Factor]) -> Factor | None:
+    """The factor at the highest level that both curves surely reach; None where there is none."""
+    return next((factor for factor in reversed(factors) if factor.sure), None)

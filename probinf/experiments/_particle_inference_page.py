@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from probinf.experiments._figures import BLUE, INK, MUTED, ORANGE, ROSE, TEAL, canvas
 from probinf.experiments._page import Figure, Section, Table
+from probinf.experiments._particle_inference_claims import times
 from probinf.experiments._workspace import Workspace
 
 INTRODUCTION = (
@@ -27,24 +28,25 @@ TOY = {
     "beam": ("beam", ORANGE),
     "best-of-n": ("best-of-N", INK),
 }
+# Where a filter resamples: at every step, or rarely, that is when the ESS is below N/2.
 CHAINS = {
-    "odds": ("filter, odds", BLUE, "o-"),
-    "prob": ("filter, prob", TEAL, "o-"),
-    "ratio": ("filter, ratio", ROSE, "o-"),
-    "rarely": ("filter, odds, at ESS < N/2", BLUE, "o:"),
-    "judge": ("filter, judge's law", BLUE, "s--"),
+    "odds": ("filter, odds, every step", BLUE, "o-"),
+    "prob": ("filter, prob, every step", TEAL, "o-"),
+    "ratio": ("filter, ratio, every step", ROSE, "o-"),
+    "rarely": ("filter, odds, rarely", BLUE, "o:"),
+    "judge": ("filter, judge's law, rarely", BLUE, "s--"),
     "beam": ("beam", ORANGE, "o-"),
     "dvts": ("DVTS", ORANGE, "s--"),
     "best-of-n": ("best-of-N", INK, "o-"),
     "majority": ("majority", MUTED, "o-"),
     "weighted": ("weighted majority", MUTED, "s--"),
     "coverage": ("coverage (a perfect choice)", INK, ":"),
-    "particle-gibbs": ("particle Gibbs", TEAL, "s--"),
-    "tempered": ("tempered filter", ROSE, "s--"),
-    "entropic": ("entropic filter", TEAL, "^:"),
-    "parallel-tempering": ("parallel tempering", ROSE, "^:"),
-    "twisted": ("twisted filter", BLUE, "^:"),
-    "waste-free": ("waste-free filter", ORANGE, "^:"),
+    "particle-gibbs": ("particle Gibbs, rarely", TEAL, "s--"),
+    "tempered": ("tempered filter, rarely", ROSE, "s--"),
+    "entropic": ("entropic filter, rarely", TEAL, "^:"),
+    "parallel-tempering": ("parallel tempering, rarely", ROSE, "^:"),
+    "twisted": ("twisted filter, rarely", BLUE, "^:"),
+    "waste-free": ("waste-free filter, every step", ORANGE, "^:"),
 }
 
 
@@ -136,21 +138,37 @@ def chains_section(workspace: Workspace, name: str, found: Mapping[str, Any]) ->
         f"Arithmetic mod 10, {found['num_steps']} operations, one result a step: a small transformer writes the "
         f"results, and each step is rated by {found['rated_by']}. One solution is right in every step with probability "
         f"{found['pass_at_1']:.3f}. All methods get the same {found['num_problems']} problems; an exact verifier, "
-        "which no method sees, decides.",
+        "which no method sees, decides. A filter resamples at every step, or rarely: where the effective sample size "
+        "is below N/2.",
+        *_versus_text(found["versus"]),
         *_factor_text(found),
         *_targets_text(found),
     )
-    items = (chains_figure(workspace, name, found), chains_table(found), factors_table(found))
+    items = (
+        chains_figure(workspace, name, found),
+        chains_table(found),
+        *((factors_table(found, "generated"), factors_table(found, "all")) if found["factors"] else ()),
+    )
     return Section(f"A transformer's chains, rated by {found['short']}", paragraphs, items)
 
 
-def _factor_text(found: Mapping[str, Any]) -> tuple[str, ...]:
-    factor = found["factors"]["odds"]["whole"]
-    value, low, high = (_or_nan(factor[name]) for name in ("estimate", "low", "high"))
-    more = "at least " if factor["at_least"] else ""
+def _versus_text(versus: Mapping[str, Any]) -> tuple[str, ...]:
+    ranked = ", ".join(f"{_or_nan(value):.3f} by the {name}" for name, value in versus["baselines"].items())
     return (
-        f"To solve {100 * factor['level']:.0f} % of the problems, as best-of-{found['most']} does, the filter with "
-        f"odds needs {more}{value:.1f} times fewer tokens (95 % interval {low:.1f} to {high:.1f}).",
+        f"With {versus['few']} particles the filter solves {_or_nan(versus['filters']['odds']):.3f} of the problems if "
+        f"it resamples at every step and {_or_nan(versus['filters']['rarely']):.3f} if rarely; "
+        f"best-of-{versus['many']}, where solutions are ranked by rates of their steps made one, solves {ranked}.",
+    )
+
+
+def _factor_text(found: Mapping[str, Any]) -> tuple[str, ...]:
+    factor = found["factors"].get("odds", {}).get("generated", {}).get("highest")
+    if factor is None:
+        return ()
+    return (
+        f"To solve {100 * factor['level']:.0f} % of the problems, the highest of the accuracies fixed beforehand that "
+        f"both surely reach, the filter that weights by odds and resamples at every step needs {times(factor)} times "
+        "fewer tokens than best-of-N.",
     )
 
 
@@ -211,27 +229,27 @@ def chains_table(found: Mapping[str, Any]) -> Table:
     return Table(caption, columns, tuple(rows))
 
 
-def factors_table(found: Mapping[str, Any]) -> Table:
-    """Scaling-rate factors."""
-    rows = []
-    for method, both in found["factors"].items():
-        for reading, title in (("whole", "every step right"), ("last", "last result right")):
-            factor = both[reading]
-            more = "≥ " if factor["at_least"] else ""
-            rows.append(
-                (
-                    CHAINS[method][0],
-                    title,
-                    f"{factor['level']:.3f}",
-                    f"{more}{_or_nan(factor['estimate']):.2f}",
-                    f"{_or_nan(factor['low']):.2f} to {_or_nan(factor['high']):.2f}",
-                )
-            )
-    caption = (
-        f"How many times fewer tokens than best-of-{found['most']} for its accuracy; bootstrap over problems. ≥: the "
-        "smallest run is above that accuracy already. 0: never reached."
+def factors_table(found: Mapping[str, Any], cost: str) -> Table:
+    """Scaling-rate factors at all accuracies; `cost` is "generated" for those tokens, or "all" for the rater's too."""
+    rows = tuple(
+        (CHAINS[method][0], *(_factor_cell(factor, found["most"]) for factor in both[cost]["levels"]))
+        for method, both in found["factors"].items()
     )
-    return Table(caption, ("method", "", "accuracy", "factor", "95 %"), tuple(rows))
+    counted = "tokens generated" if cost == "generated" else "tokens generated and tokens that the rater reads"
+    caption = (
+        f"How many times fewer tokens than best-of-N, up to N = {found['most']}, for each accuracy (every step right), "
+        f"with 95 % intervals: {counted}. Bootstrap over problems. ≥: the smallest run is above that accuracy already."
+    )
+    levels = next(iter(found["factors"].values()))[cost]["levels"]
+    return Table(caption, ("method", *(f"{factor['level']:g}" for factor in levels)), rows)
+
+
+def _factor_cell(factor: Mapping[str, Any], most: int) -> str:
+    if not factor["method"]:
+        return "not reached"
+    if not factor["baseline"]:
+        return f"not reached by best-of-{most}"
+    return times(factor).replace("at least", "≥")
 
 
 def evidence_section(found: Mapping[str, Any]) -> Section:

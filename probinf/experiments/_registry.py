@@ -108,6 +108,12 @@ _ALL = (
         "probinf.experiments._particle_inference",
     ),
     Experiment(
+        "log-bessel",
+        "Log-Bessel functions right to the last digits, and von Mises-Fisher fits in 2048 to 32768 dimensions.",
+        "Plesner, Sørensen, Hauberg 2024",
+        "probinf.experiments._log_bessel",
+    ),
+    Experiment(
         "train-chains",
         "The three tiny language models of `llm.load`, trained from the seed; how often they are right.",
         "the chains task of this library; Vaswani et al. 2017, Touvron et al. 2023",

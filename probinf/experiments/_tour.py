@@ -2,9 +2,9 @@
 
 (a) Bayesian regression on the diabetes data by Hamiltonian Monte Carlo and in closed form, a run of NUTS on it that
 ends when its draws are good enough, and its evidence by tempered SMC; (b) the Nile by a particle filter and by the
-Kalman filter; (c) a kernel put through its checks; (d) a language model steered by another. Efron, Hastie, Johnstone,
-Tibshirani (2004), "Least angle regression"; Durbin and Koopman (2012), "Time Series Analysis by State Space Methods",
-chapter 2.
+Kalman filter; (c) a kernel put through its checks; (d) a language model steered by another; (e) the
+smoothness of the Nile by log-Bessel functions. Efron, Hastie, Johnstone, Tibshirani (2004), "Least angle regression";
+Durbin and Koopman (2012), "Time Series Analysis by State Space Methods", chapter 2.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probinf.experiments import (
+    _tour_bessel,
     _tour_llm,
     _tour_mcmc,
     _tour_nile,
@@ -61,6 +62,7 @@ def run(config: Config, workspace: Workspace) -> dict[str, Part]:
         "nile": workspace.part("nile", _tour_nile.run, config),
         "validity": workspace.part("validity", _tour_validity.run, config),
         "language": workspace.part("language", _tour_llm.run, config),
+        "bessel": workspace.part("bessel", _tour_bessel.run, config),
     }
 
 
@@ -70,4 +72,5 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     found = _tour_regression.claims(metrics["regression"]) + _tour_mcmc.claims(metrics["stopping"])
     found += _tour_smc.claims(metrics["evidence"])
     found += _tour_nile.claims(nile) + _tour_nile_smoothing.claims(nile["smoothing"])
-    return found + _tour_validity.claims(metrics["validity"]) + _tour_llm.claims(metrics["language"])
+    found += _tour_validity.claims(metrics["validity"]) + _tour_llm.claims(metrics["language"])
+    return found + _tour_bessel.claims(metrics["bessel"])

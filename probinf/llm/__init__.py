@@ -24,6 +24,7 @@ from probinf.llm._masks import automaton as automaton
 from probinf.llm._masks import ban_tokens as ban_tokens
 from probinf.llm._masks import intersect as intersect
 from probinf.llm._model import LanguageSteps as LanguageSteps
+from probinf.llm._noisy import noisy_scorer as noisy_scorer
 from probinf.llm._parallel_tempering import parallel_tempering as parallel_tempering
 from probinf.llm._particle_filter import particle_filter as particle_filter
 from probinf.llm._potential_types import Potential as Potential

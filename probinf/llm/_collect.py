@@ -40,7 +40,7 @@ class StepReport(NamedTuple):
         tokens_used: tokens generated so far.
         scorer_tokens_used: tokens scorers were fed so far.
         seconds: wall time so far.
-        best_text: text of the largest weight so far.
+        best_text: text of the largest weight so far; of equal weights, the one of the best score.
         generations: makes the `Generations` of what there is so far, as if the run ended here.
     """
 
@@ -139,12 +139,12 @@ def make_generations(
     error = log_evidence_se
     if error is None and not note:
         error, note = _single_run_error(final, parents, moved, scheme, float(log_evidence), int(status))
-    lengths = [int(count) for count in np.asarray(length)]
+    lengths = np.asarray(length).tolist()
     ids = tuple(np.asarray(row[:count], np.int32) for row, count in zip(np.asarray(tokens), lengths, strict=True))
     return Generations(
         prompt=prompt,
         prompt_ids=np.asarray(prompt_ids, np.int32).reshape(-1),
-        texts=tuple(decode([int(token) for token in row]) for row in ids),
+        texts=tuple(decode(row.tolist()) for row in ids),
         token_ids=ids,
         finished=np.asarray(finished, bool),
         log_prob=np.asarray(log_prob),

@@ -12,8 +12,9 @@ from probinf.core import explain
 
 WIDTH = 100
 SHOWN_TEXT = 160
-# Settings that say what was run, in the order in which they are shown.
+# Settings that say what was run, in the order in which they are shown; those of the method follow.
 _SETTINGS = ("model", "scorer", "potential", "temperature", "top_k", "top_p", "min_p", "step", "base")
+_NOT_SHOWN = ("max_tokens", "step_tokens", "num_particles")
 
 
 def summarise(generations: Any) -> str:
@@ -31,7 +32,8 @@ def summarise(generations: Any) -> str:
 def rows(generations: Any) -> list[tuple[str, str]]:
     """Name and words of each line of the table."""
     found = [("prompt", shorten(generations.prompt))]
-    settings = [f"{name} {generations.settings[name]}" for name in _SETTINGS if _told(generations, name)]
+    own = (name for name in generations.settings if name not in (*_SETTINGS, *_NOT_SHOWN))
+    settings = [f"{name} {generations.settings[name]}" for name in (*_SETTINGS, *own) if _told(generations, name)]
     if settings:
         found.append(("settings", ", ".join(settings)))
     ended = int(np.sum(generations.finished))

@@ -13,43 +13,52 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from probinf.core import Population, PRNGKey, compiled, ess_below, resample, unwrap_key, whole_number, with_changes
-from probinf.core._effects import scan
+from probinf.core import Population, PRNGKey, compiled, ess_below, resample, whole_number, with_changes
 from probinf.llm._conditional import conditional_run
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
+from probinf.llm._model import LanguageSteps, Setup
+from probinf.llm._options import TextOptions, one_or_several, resampling_of, task_of
+from probinf.llm._passes import for_problems, run_passes
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._reference import Reference, draw_reference
 from probinf.llm._run import Run, run_steps
 from probinf.llm._task import Task
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.samplers import AbstractScheme
 
 Scheme = Callable[..., Int[Array, " n"]]
 When = Callable[[Population], Bool[Array, ""]]
 
 
-class Chain(NamedTuple):
-    """What a chain of I iterations returns.
+class Start(NamedTuple):
+    """What a chain starts from.
 
     Attributes:
-        first: the particle filter that it starts from, without caches.
-        runs: the passes, stacked.
-        slots: [I], where each text that leads the next pass stood; 0 is the one that led the last.
+        model: bound to the prompt.
+        first: a particle filter, without caches.
+        reference: a text drawn from it.
     """
 
+    model: LanguageSteps
     first: Run
-    runs: Run
-    slots: Int[Array, " i"]
+    reference: Reference
+
+
+class Pass(NamedTuple):
+    """What is kept of a pass: all of it but caches, and the slot of the text that leads the next one.
+
+    The slot is 0 where that is the text that led this pass.
+    """
+
+    run: Run
+    slot: Int[Array, ""]
 
 
 @one_or_several
@@ -64,12 +73,15 @@ def particle_gibbs(
     ancestor_sampling: bool = True,
     resampling: str | AbstractScheme = "multinomial",
     ess_threshold: Any = 0.5,
+    progress: bool = False,
     throw: bool = True,
     **options: Unpack[TextOptions],
 ) -> Generations | GenerationsBatch:
     r"""Draws texts from $p \prod_t G_t / Z$ by particle Gibbs; no bias is left but that of the chain's start.
 
-    All in one compiled program; the prompts of a list run one after the other, problem i with `fold_in(key, i)`.
+    Passes are compiled; the prompts of a list run one after the other, problem i with `fold_in(key, i)`. Ctrl-C ends
+    the run after the passes in progress, about half a second's worth, and what is kept of those that are done comes
+    back, flagged `INTERRUPTED`; before there is any, `KeyboardInterrupt` is raised.
 
     Args:
         key: PRNG key.
@@ -81,8 +93,11 @@ def particle_gibbs(
         ancestor_sampling: whether the leading text's past is drawn anew where the population is resampled. Each time
             its future is re-scored behind all N rows, by the scorer too; without it, passes cost less and renew the
             beginnings of texts slowly.
-        resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme.
+        resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme. All leave the target as it
+            is; "multinomial" is the default here, for it is the one for which a rate of convergence is known for every
+            N (Andrieu, Lee, Vihola 2018).
         ess_threshold: resamples where the ESS is below this fraction of N.
+        progress: whether to show how many passes are done, on standard error.
         throw: whether a fatal status raises; others give one warning.
         **options: `step`, `max_steps`, `scorer` and the others that `particle_filter` has for texts. The potential must
             be traceable: no function on the host.
@@ -101,34 +116,35 @@ def particle_gibbs(
     num_particles = whole_number("num_particles", num_particles, 2)
     burn_in = whole_number("num_burn_in", num_burn_in, 0)
     kept = whole_number("num_iterations", num_iterations, 1)
-    scheme, began = find_scheme(resampling), time.perf_counter()
-    settings = {"num_particles": num_particles, "num_burn_in": burn_in, "ancestor_sampling": ancestor_sampling}
+    drawing, began = resampling_of(resampling, ess_threshold), time.perf_counter()
+    when = ess_below(drawing.threshold)
+    settings = {
+        "num_particles": num_particles,
+        "num_iterations": kept,
+        "num_burn_in": burn_in,
+        "ancestor_sampling": ancestor_sampling,
+        **drawing.settings,
+    }
 
     def one(key: PRNGKey, index: int) -> Generations:
-        chain = _chain(
-            key,
-            task.setup,
-            task.prompt(index),
-            scheme,
-            ess_below(fraction("ess_threshold", ess_threshold)),
-            num_particles=num_particles,
-            num_iterations=burn_in + kept,
-            ancestor_sampling=ancestor_sampling,
-        )
-        chain: Chain = jax.device_get(chain)
-        tokens, scorer_tokens = costs(chain.first, chain.runs)
+        start_key, loop_key = jax.random.split(key)
+        start = _start(start_key, task.setup, task.prompt(index), drawing.scheme, when, num_particles=num_particles)
+        sweep = Sweep(start.model, drawing.scheme, when, num_particles, ancestor_sampling)
+        done = run_passes(loop_key, sweep, start.reference, burn_in, kept, name="particle_gibbs", progress=progress)
+        runs, first = done.records.run, jax.device_get(start.first)
+        tokens, scorer_tokens = costs(first, runs)
         return pooled(
             task,
             index,
-            jax.tree.map(lambda leaf: leaf[burn_in:], chain.runs),
+            jax.tree.map(lambda leaf: leaf[burn_in:], runs),
             method="particle_gibbs",
-            scheme=type(scheme).__name__.lower(),
+            scheme=drawing.name,
             tokens_used=tokens,
             scorer_tokens_used=scorer_tokens,
             seconds=time.perf_counter() - began,
-            status=int(np.bitwise_or.reduce(chain.runs.population.status) | chain.first.population.status),
+            status=int(np.bitwise_or.reduce(runs.population.status) | first.population.status) | done.status,
             settings=settings,
-            records={"slot": chain.slots[burn_in:]},
+            records={"slot": done.records.slot[burn_in:]},
         )
 
     result = for_problems(key, task, one)
@@ -136,40 +152,46 @@ def particle_gibbs(
 
 
 @compiled
-def _chain(
-    key: PRNGKey,
-    setup: Setup,
-    prompt: Prompt,
-    scheme: Scheme,
-    when: When,
-    *,
-    num_particles: int,
-    num_iterations: int,
-    ancestor_sampling: bool,
-) -> Chain:
-    start_key, draw_key, loop_key = jax.random.split(key, 3)
+def _start(key: PRNGKey, setup: Setup, prompt: Prompt, scheme: Scheme, when: When, *, num_particles: int) -> Start:
+    run_key, draw_key = jax.random.split(key)
     model = setup.model(prompt)
-    first = run_steps(start_key, model, resample(scheme, when=when), num_particles=num_particles)
+    first = run_steps(run_key, model, resample(scheme, when=when), num_particles=num_particles)
     reference, _ = draw_reference(draw_key, first.population.particles, first.population.log_weights)
-    # The loop takes the bits of the keys, which would count as used again at each turn.
-    bits, restore = unwrap_key(jax.random.split(loop_key, num_iterations))
+    return Start(model, light(first), reference)
 
-    def iteration(reference: Reference, bits: Array) -> tuple[Reference, tuple[Run, Array]]:
-        run_key, draw_key = jax.random.split(restore(bits))
+
+class Sweep(eqx.Module):
+    """One pass: `(key, index, reference) -> (reference, Pass)`, a step of the run driver.
+
+    Attributes:
+        model: bound to the prompt.
+        scheme: a resampling scheme.
+        when: `population -> bool`, whether to resample.
+        num_particles: N.
+        ancestor_sampling: whether the reference's past is renewed.
+    """
+
+    model: LanguageSteps
+    scheme: Scheme
+    when: When
+    num_particles: int = eqx.field(static=True)
+    ancestor_sampling: bool = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKey, index: Int[Array, ""], reference: Reference) -> tuple[Reference, Pass]:
+        """Runs the pass that `reference` leads, and draws the text that leads the next one."""
+        del index
+        run_key, draw_key = jax.random.split(key)
         run = conditional_run(
             run_key,
-            model,
+            self.model,
             reference,
-            num_particles=num_particles,
-            scheme=scheme,
-            when=when,
-            ancestor_sampling=ancestor_sampling,
+            num_particles=self.num_particles,
+            scheme=self.scheme,
+            when=self.when,
+            ancestor_sampling=self.ancestor_sampling,
         )
         drawn, slot = draw_reference(draw_key, run.population.particles, run.population.log_weights)
-        return drawn, (light(run), slot)
-
-    _, (runs, slots) = scan(iteration, reference, bits, num_iterations)
-    return Chain(light(first), runs, slots)
+        return drawn, Pass(light(run), slot)
 
 
 def light(run: Run) -> Run:
@@ -197,23 +219,6 @@ def require_traceable(task: Task, method: str) -> None:
     """
     if not task.setup.potential.traceable:
         raise ValueError(
-            f"`{method}` runs in one compiled program, and this potential calls a function on the host: score by an "
-            "`LM` or by `llm.potential(f)`, or take `particle_filter`"
+            f"`{method}` runs in compiled programs, and this potential calls a function on the host: score by an `LM` "
+            "or by `llm.potential(f)`, or take `particle_filter`"
         )
-
-
-def for_problems(
-    key: PRNGKey, task: Task, one: Callable[[PRNGKey, int], Generations]
-) -> Generations | GenerationsBatch:
-    """Runs every problem of a task, with keys as in `run_task`.
-
-    Args:
-        key: PRNG key.
-        task: with one prompt or several.
-        one: `(key, index) -> Generations`.
-    """
-    if not task.several:
-        return one(key, 0)
-    # Folded all at once: each is another key, and so is used once.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(task.ids)))
-    return GenerationsBatch(tuple(one(keys[index], index) for index in range(len(task.ids))))

@@ -1,11 +1,13 @@
 """`run_on_host`: the loop of `run_steps` in Python, for potentials that read texts and for those who want to watch.
 
 The same verbs with the same keys, each part compiled by itself, so that the results are those of one compiled loop. The
-loop ends once all rows are finished, and at Ctrl-C with what there is.
+loop ends once all rows are finished, and at Ctrl-C with what there is. Caches are donated to each part, which changes
+them in place; what others may look at later, a `State`, is without them.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +32,7 @@ from probinf.core._spawn import absorb
 from probinf.llm._decode import Made
 from probinf.llm._model import LanguageSteps, Setup, check_scored, idle
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
-from probinf.llm._rows import Rows, with_fields
+from probinf.llm._rows import Rows
 from probinf.llm._run import Recorder, Rule, Run, StepRecord, loop_of
 
 
@@ -38,7 +40,7 @@ class State(NamedTuple):
     """Where a loop on the host stands.
 
     Attributes:
-        population: after the steps that are done.
+        population: after the steps that are done, of rows without logits, cache and state of the potential.
         records: theirs.
     """
 
@@ -87,19 +89,18 @@ def run_on_host(
     start_key, loop_key = jax.random.split(key)
     body, recorder = loop_of(model, rule, record=record, home=home, fixed_slots=fixed_slots)
     keys = _keys(body, loop_key, model.max_steps)
-    population = _start(start_key, model, num_particles, context, home)
+    light, heavy = _start(start_key, model, num_particles, context, home)
     if not potential.traceable:
-        rows = with_fields(population.particles, potential_state=potential.start(num_particles, model.capacity))
-        population = with_changes(population, particles=rows)
-    state = State(population, ())
+        heavy = (*heavy[:2], potential.start(num_particles, model.capacity))
+    state = State(light, ())
     try:
         for t in range(1, model.max_steps + 1):
             step = jnp.asarray(t, jnp.int32)
             if potential.traceable and body.traceable:
-                population, row = _step(body, recorder, keys[t - 1], state.population, step)
+                light, heavy, row = _step((body, recorder, keys[t - 1], step, light), heavy)
             else:
-                population, row = _step_apart(body, recorder, model, potential, keys[t - 1], state.population, step)
-            state = State(population, (*state.records, row))
+                light, heavy, row = _step_apart(body, recorder, model, potential, keys[t - 1], step, light, heavy)
+            state = State(light, (*state.records, row))
             if watch is not None:
                 watch(state, potential)
             if bool(jnp.all(state.population.particles.finished)):
@@ -132,19 +133,35 @@ def _keys(body: sequence, key: PRNGKey, length: int) -> Array:
     return jax.vmap(body.split)(jax.vmap(jax.random.fold_in, (None, 0))(fast_key(key), jnp.arange(length)))
 
 
+def _parted(population: Population) -> tuple[Population, tuple[PyTree, ...]]:
+    """The population without what is heavy, and that, as arrays of its own: those of a model must not be given away."""
+    rows: Rows = population.particles
+    return with_changes(population, particles=rows.with_heavy()), jax.tree.map(_own, rows.heavy)
+
+
+def _own(leaf: Any) -> Any:
+    plain = eqx.is_array(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.lax.optimization_barrier(leaf) if plain else leaf
+
+
+def _whole(light: Population, heavy: tuple[PyTree, ...]) -> Population:
+    return with_changes(light, particles=light.particles.with_heavy(heavy))
+
+
 @compiled
-def _start(key: PRNGKey, model: LanguageSteps, num_particles: int, context: PyTree, home: place) -> Population:
+def _start(
+    key: PRNGKey, model: LanguageSteps, num_particles: int, context: PyTree, home: place
+) -> tuple[Population, tuple[PyTree, ...]]:
     with home.near():
-        return spawn(model, num_particles, context=context)(key)
+        return _parted(spawn(model, num_particles, context=context)(key))
 
 
-@compiled
-def _step(
-    body: sequence, recorder: Recorder, keys: Array, population: Population, step: Int[Array, ""]
-) -> tuple[Population, StepRecord]:
-    with body.parts[0].near():  # pyright: ignore[reportFunctionMemberAccess]
-        population, info = body.apply(keys, population, step)
-        return population, recorder(population, info)
+@functools.partial(compiled, donate="all-except-first")
+def _step(fixed: tuple, heavy: tuple[PyTree, ...]) -> tuple[Population, tuple[PyTree, ...], StepRecord]:
+    body, recorder, keys, step, light = fixed
+    with body.parts[0].near():
+        population, info = body.apply(keys, _whole(light, heavy), step)
+        return *_parted(population), recorder(population, info)
 
 
 def _step_apart(
@@ -153,32 +170,45 @@ def _step_apart(
     model: LanguageSteps,
     potential: Potential,
     keys: Array,
-    population: Population,
     step: Int[Array, ""],
-) -> tuple[Population, StepRecord]:
+    light: Population,
+    heavy: tuple[PyTree, ...],
+) -> tuple[Population, tuple[PyTree, ...], StepRecord]:
     """The same with a potential, or a rule, that cannot be compiled."""
     home, between, _ = body.parts
+    *caches, potential_state = heavy
+    # The potential's state is its own: it may hold what a potential goes on using, so that it is not given away.
     move = _move if between.traceable else _move.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
-    population, moving = move(sequence(home, between), keys[:2], population, step)
-    rows, view, made = _write(model, keys[2], step, population.particles)
-    potential_state, scored = potential.update(rows.potential_state, view)
-    rows = with_fields(rows, potential_state=potential_state)
+    light, caches, potential_state, moving = move(
+        (sequence(home, between), keys[:2], step, light, potential_state), caches
+    )
+    rows, caches, view, made = _write((model, keys[2], step, light.particles), caches)
+    update = _update if potential.traceable else _update.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+    potential_state, scored = update(potential, potential_state, view)
     checked = check_scored(potential, scored, rows.num_rows)
-    return _absorb(model, recorder, population, moving, step, rows, view, made, checked)
+    light, row = _absorb(model, recorder, light, moving, step, rows, view, made, checked)
+    return light, (*caches, potential_state), row
+
+
+@functools.partial(compiled, donate="all-except-first")
+def _move(fixed: tuple, caches: list[PyTree]) -> tuple[Population, list[PyTree], PyTree, ResampleInfo]:
+    parts, keys, step, light, potential_state = fixed
+    with parts.parts[0].near():
+        population, info = parts.apply(keys, _whole(light, (*caches, potential_state)), step)
+    light, (*caches, potential_state) = _parted(population)
+    return light, caches, potential_state, info[1]
+
+
+@functools.partial(compiled, donate="all-except-first")
+def _write(fixed: tuple, caches: list[PyTree]) -> tuple[Rows, list[PyTree], StepView, Made]:
+    model, key, step, rows = fixed
+    rows, view, made = model.write(plain_key(key), step, idle(rows.with_heavy((*caches, None))))
+    return rows.with_heavy(), jax.tree.map(_own, list(rows.heavy[:2])), view, made
 
 
 @compiled
-def _move(
-    parts: sequence, keys: Array, population: Population, step: Int[Array, ""]
-) -> tuple[Population, ResampleInfo]:
-    with parts.parts[0].near():  # pyright: ignore[reportFunctionMemberAccess]
-        population, info = parts.apply(keys, population, step)
-        return population, info[1]
-
-
-@compiled
-def _write(model: LanguageSteps, key: PRNGKey, step: Int[Array, ""], rows: Rows) -> tuple[Rows, StepView, Made]:
-    return model.write(plain_key(key), step, idle(rows))
+def _update(potential: Potential, state: PyTree, view: StepView) -> tuple[PyTree, Scored]:
+    return potential.update(state, view)
 
 
 @compiled

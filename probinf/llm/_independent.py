@@ -6,14 +6,14 @@ optimally"). Scores weigh nothing while texts are written: the target is p, and 
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from probinf.core import Population, PRNGKey, ResampleInfo
+from probinf.llm._changed import run_changed
 from probinf.llm._collect import NO_ERROR
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
@@ -23,8 +23,6 @@ from probinf.llm._options import RunOptions, one_or_several, part, task_of
 from probinf.llm._potentials import find_potential, no_potential
 from probinf.llm._selectors import AGGREGATES, aggregate_scores
 from probinf.llm._task import run_task
-
-Result = TypeVar("Result", bound=Generations | GenerationsBatch)
 
 
 class apart(eqx.Module):
@@ -121,8 +119,7 @@ def weighted_majority(
             "`potential` is a judge, whose scores are log probabilities, and votes must not be negative: leave it out, "
             "so that the `scorer` gives rewards, or take `best_of_n`"
         )
-    options = only_scored("weighted_majority", lm, options)
-    result = _apart(key, lm, prompt, num_particles, "weighted_majority", options, has_evidence=False)
+    text, run = part(only_scored("weighted_majority", lm, options))
 
     def vote(one: Generations) -> Generations:
         votes = aggregate_scores(one.scores, aggregate)
@@ -134,24 +131,26 @@ def weighted_majority(
         with np.errstate(divide="ignore"):
             log_votes = np.log(np.nan_to_num(votes, nan=0.0))
         log_votes = np.where(np.isneginf(one.log_weights), -np.inf, log_votes)
-        settings = {**one.settings, "aggregate": aggregate}
-        return dataclasses.replace(one, log_weights=log_votes.astype(one.log_weights.dtype), settings=settings)
+        return dataclasses.replace(one, log_weights=log_votes.astype(one.log_weights.dtype))
 
-    return changed(result, vote)
+    return run_changed(
+        key,
+        task_of(lm, prompt, text),
+        apart(),
+        vote,
+        num_particles=num_particles,
+        method="weighted_majority",
+        settings={"aggregate": aggregate},
+        has_evidence=False,
+        **run,
+    )
 
 
 def _apart(
-    key: PRNGKey,
-    lm: LM,
-    prompt: Any,
-    num_particles: int,
-    method: str,
-    options: RunOptions,
-    has_evidence: bool = True,
+    key: PRNGKey, lm: LM, prompt: Any, num_particles: int, method: str, options: RunOptions
 ) -> Generations | GenerationsBatch:
     text, run = part(options)
-    task = task_of(lm, prompt, text)
-    return run_task(key, task, apart(), num_particles=num_particles, method=method, has_evidence=has_evidence, **run)
+    return run_task(key, task_of(lm, prompt, text), apart(), num_particles=num_particles, method=method, **run)
 
 
 def only_scored(method: str, lm: LM, options: RunOptions) -> RunOptions:
@@ -174,18 +173,6 @@ def only_scored(method: str, lm: LM, options: RunOptions) -> RunOptions:
         return {**options, "potential": "none"}
     scores = no_potential(find_potential(potential, scorer, lm))
     return {**options, "potential": scores, "scorer": None}
-
-
-def changed(result: Result, change: Callable[[Generations], Generations]) -> Result:
-    """A result of which each `Generations` is changed.
-
-    Args:
-        result: of `run_task`.
-        change: what to do with each.
-    """
-    if isinstance(result, Generations):
-        return change(result)
-    return GenerationsBatch(tuple(change(one) for one in result))  # pyright: ignore[reportReturnType]
 
 
 def without_law(one: Generations) -> Generations:

@@ -1,6 +1,5 @@
 """`LM`: a language model with its tokenizer, and `load`, which finds one by name or in a folder."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from probinf.llm._potential_types import Prompt
 from probinf.models.lm import load_language_model, load_tokenizer
+from probinf.models.lm._tokenizer import read_object
 
 
 @runtime_checkable
@@ -91,6 +91,10 @@ class LM(eqx.Module):
         """The most tokens of prompt and text together."""
         return int(self.model.config.max_length)
 
+    def empty_cache(self, num_rows: int, capacity: int) -> PyTree:
+        """The model's cache of rows that hold nothing yet and will hold at most `capacity` tokens."""
+        return self.model.empty_cache(num_rows, cache_size(capacity, self.max_length))
+
     def encode(self, prompt: str | Any, name: str = "prompt") -> np.ndarray:
         """A prompt as token ids, int32.
 
@@ -122,7 +126,7 @@ class LM(eqx.Module):
 
     def decode(self, ids: Any) -> str:
         """Token ids as text; without a tokenizer the ids, with blanks between."""
-        numbers = [int(token) for token in ids]
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
         return " ".join(map(str, numbers)) if self.tokenizer is None else self.tokenizer.decode(numbers)
 
 
@@ -140,6 +144,18 @@ def bucket(length: int, most: int) -> int:
     """
     grain = max(16, 1 << max(length - 1, 1).bit_length() >> 3)
     return max(length, min(-(-length // grain) * grain, most))
+
+
+def cache_size(capacity: int, most: int) -> int:
+    """The room for the tokens of a row in a cache, a multiple of 32 where the context holds as many.
+
+    The inner loops of attention run over it; with a remainder they are several times as slow on CPU.
+
+    Args:
+        capacity: the most tokens of a row.
+        most: the longest cache that the model gives.
+    """
+    return max(capacity, min(-(-capacity // 32) * 32, most))
 
 
 def load(name_or_folder: str | os.PathLike[str], *, dtype: Any = None, compute_dtype: Any = None) -> LM:
@@ -177,6 +193,6 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         if file.is_file():
-            ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            ends = read_object(file).get("eos_token_id")
             found.update([ends] if isinstance(ends, int) else ends or [])
     return tuple(sorted(found))

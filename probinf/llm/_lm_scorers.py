@@ -40,7 +40,7 @@ class ValueHead(Scorer):
 
     def start(self, num_rows: int, capacity: int) -> PyTree:
         """Empty caches."""
-        return self.lm.model.empty_cache(num_rows, capacity)
+        return self.lm.empty_cache(num_rows, capacity)
 
     def update(self, state: PyTree, step: StepView, wanted: Bool[Array, " n"]) -> tuple[PyTree, Reading]:
         """Reads the step's tokens; the value is that of the last one."""
@@ -59,7 +59,7 @@ class ValueHead(Scorer):
             return cache, jnp.where(count > 0, last_of(output.values, count).astype(value.dtype), value)
 
         value = jnp.zeros_like(step.log_prob)
-        state, value = in_blocks(block, step.tokens, num_fed(step), (state, value), self.chunk)
+        state, value = in_blocks(block, step.tokens, num_fed(step), (state, value), self.chunk, step.axis_name)
         return state, Reading(value, num_fed(step))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
-from probinf.core._arguments import whole_number
+from probinf.core import whole_number
 
 
 @runtime_checkable

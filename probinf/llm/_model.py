@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from probinf.core import FeynmanKac, PRNGKey, repeat_while, unwrap_key, weight_dtype
 from probinf.core._population import freeze
 from probinf.llm._decode import Decoder, Made, any_row
+from probinf.llm._lm import cache_size
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
 from probinf.llm._rows import Rows, with_fields
 
@@ -84,7 +85,7 @@ class LanguageSteps(FeynmanKac):
         """
         dtype = weight_dtype(self.first_logits.dtype)
         zeros, counts = jnp.zeros(num_rows, dtype), jnp.zeros(num_rows, jnp.int32)
-        mask = self.decoder.mask
+        mask, network = self.decoder.mask, self.decoder.network
         return Rows(
             tokens=jnp.zeros((num_rows, self.capacity), jnp.int32),
             length=counts,
@@ -99,7 +100,7 @@ class LanguageSteps(FeynmanKac):
             scores=jnp.full((num_rows, self.max_steps), jnp.nan, dtype),
             num_steps=counts,
             logits=jnp.broadcast_to(self.first_logits, (num_rows, *self.first_logits.shape)),
-            cache=self.decoder.network.empty_cache(num_rows, self.capacity),
+            cache=network.empty_cache(num_rows, cache_size(self.capacity, network.config.max_length)),
             match_state=jnp.zeros((num_rows, 2), jnp.int32),
             slot=jnp.arange(num_rows, dtype=jnp.int32),
             mask_state=None if mask is None else mask.start(num_rows),
@@ -124,6 +125,7 @@ class LanguageSteps(FeynmanKac):
             all_tokens=written.tokens,
             length=written.length,
             last=jnp.asarray(t) == self.max_steps,
+            axis_name=self.decoder.axis_name,
         )
         return written, view, made
 

@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from probinf.core import PRNGKey, is_concrete
+from probinf.core import PRNGKey
 from probinf.llm._collect import StepReport
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
+from probinf.llm._labels import label_of, name_of
 from probinf.llm._lm import LM
 from probinf.llm._masks import TokenMask
 from probinf.llm._potential_types import Potential
-from probinf.llm._step import StepMode
+from probinf.llm._step import StepMode, as_ends
 from probinf.llm._task import Task, make_task
+from probinf.samplers import AbstractScheme
+from probinf.samplers._particle_filter import find_scheme
 
 
 class TextOptions(TypedDict, total=False):
@@ -109,7 +112,7 @@ def part(options: RunOptions) -> Parted:
 
 
 def task_of(lm: LM, prompt: Any, text: dict[str, Any]) -> Task:
-    """A task of `make_task`, which checks everything.
+    """A task of `make_task`, which checks everything, and whose settings name all that it was told.
 
     Raises:
         TypeError: an option is missing or unknown.
@@ -118,7 +121,45 @@ def task_of(lm: LM, prompt: Any, text: dict[str, Any]) -> Task:
         if name not in text:
             mend = 'step=llm.delimiter(";")' if name == "step" else "max_steps=40"
             raise TypeError(f"`{name}` is missing: pass, for example, `{mend}`")
-    return make_task(lm, prompt, **text)
+    task = make_task(lm, prompt, **text)
+    told = {
+        **label_of(task.setup.potential)._asdict(),
+        "step_tokens": task.setup.step_tokens,
+        "stop": list(as_ends("stop", text.get("stop"))) or None,
+        "mask": name_of(text.get("mask")),
+    }
+    return task._replace(settings=task.settings | told)
+
+
+class Resampling(NamedTuple):
+    """How a method resamples.
+
+    Attributes:
+        scheme: draws ancestors.
+        name: of the scheme.
+        threshold: the fraction of N below which an ESS asks for it.
+        settings: both, for the result.
+    """
+
+    scheme: AbstractScheme
+    name: str
+    threshold: Float[Array, ""]
+    settings: dict[str, Any]
+
+
+def resampling_of(resampling: str | AbstractScheme, ess_threshold: Any) -> Resampling:
+    """A user's arguments `resampling` and `ess_threshold`, checked.
+
+    Args:
+        resampling: a name or a scheme.
+        ess_threshold: a number in [0, 1].
+
+    Raises:
+        ValueError: the name is unknown, or the number is out of range.
+    """
+    scheme, threshold = find_scheme(resampling), fraction("ess_threshold", ess_threshold)
+    name = type(scheme).__name__.lower()
+    return Resampling(scheme, name, threshold, {"resampling": name, "ess_threshold": float(ess_threshold)})
 
 
 def fraction(name: str, value: Any) -> Float[Array, ""]:
@@ -126,11 +167,11 @@ def fraction(name: str, value: Any) -> Float[Array, ""]:
 
     Args:
         name: what the caller calls it, for the error.
-        value: a number in [0, 1], or a traced scalar.
+        value: a number in [0, 1].
 
     Raises:
         ValueError: it is not.
     """
-    if is_concrete(value) and not 0 <= float(value) <= 1:
+    if value is None or not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` is {value!r}; needed a number in [0, 1]")
     return jnp.asarray(value, float)

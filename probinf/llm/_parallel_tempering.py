@@ -23,25 +23,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from probinf.core import PRNGKey, categorical, choose, compiled, ess_below, resample, unwrap_key, weigh, whole_number
-from probinf.core._effects import scan
+from probinf.core import PRNGKey, any_bits, categorical, choose, compiled, ess_below, resample, weigh, whole_number
 from probinf.core._target import raised
 from probinf.llm._conditional import conditional_run
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
-from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
+from probinf.llm._gibbs import Scheme, When, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import LanguageSteps, Setup
-from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
+from probinf.llm._options import TextOptions, one_or_several, resampling_of, task_of
+from probinf.llm._passes import for_problems, run_passes
 from probinf.llm._pooled import NO_EVIDENCE, pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._raised import Raised, log_total
 from probinf.llm._reference import Reference, draw_reference
 from probinf.llm._run import Run, run_steps
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.samplers import AbstractScheme
 
 RUNGS = "rungs"
 STONES = "stepping stones over a Markov chain have no single-run error: repeat the run with other keys"
@@ -54,27 +53,34 @@ class Rung(NamedTuple):
     log_total: Float[Array, " r"]
 
 
-class Exchanges(NamedTuple):
-    r"""What happened between neighbours, stacked over iterations.
+class Iteration(NamedTuple):
+    r"""What is kept of an iteration.
 
     Attributes:
-        rates: [I, R - 1] probability of an exchange of each pair of neighbours, those not due included.
-        log_stones: [I, R - 1] log of the mean of $L^{\beta_r - \beta_{r+1}}$ over the rows of rung r + 1.
+        coldest: the pass at power 1, without caches.
+        num_tokens: tokens generated and re-scored at all powers.
+        num_scorer_tokens: tokens fed to scorers at all powers.
+        status: bits of all powers.
+        rates: [R - 1] probability of an exchange of each pair of neighbours, those not due included.
+        log_stones: [R - 1] log of the mean of $L^{\beta_r - \beta_{r+1}}$ over the rows of rung r + 1.
     """
 
-    rates: Float[Array, "i pairs"]
-    log_stones: Float[Array, "i pairs"]
-
-
-class Ladder(NamedTuple):
-    """What a run returns: the filters that it starts from, the passes at power 1, costs of all, and exchanges."""
-
-    first: Run
     coldest: Run
     num_tokens: Int[Array, ""]
     num_scorer_tokens: Int[Array, ""]
-    status: Array
-    exchanges: Exchanges
+    status: UInt32[Array, ""]
+    rates: Float[Array, " pairs"]
+    log_stones: Float[Array, " pairs"]
+
+
+class Start(NamedTuple):
+    """What a run starts from: the model, bound to the prompt; a filter and its text at each power; and their cost."""
+
+    model: LanguageSteps
+    rung: Rung
+    num_tokens: Int[Array, ""]
+    num_scorer_tokens: Int[Array, ""]
+    status: UInt32[Array, ""]
 
 
 @one_or_several
@@ -90,12 +96,14 @@ def parallel_tempering(
     ancestor_sampling: bool = False,
     resampling: str | AbstractScheme = "multinomial",
     ess_threshold: Any = 0.5,
+    progress: bool = False,
     throw: bool = True,
     **options: Unpack[TextOptions],
 ) -> Generations | GenerationsBatch:
     r"""Draws texts from $p \prod_t G_t / Z$ by parallel tempering with conditional particle filters as moves.
 
-    All rungs run at once in one compiled program; the prompts of a list one after the other.
+    All rungs run at once, in compiled iterations; the prompts of a list one after the other. Ctrl-C keeps the
+    iterations that are done, as in `particle_gibbs`.
 
     Args:
         key: PRNG key.
@@ -107,8 +115,10 @@ def parallel_tempering(
             recompile nothing.
         num_burn_in: iterations before, that are not kept.
         ancestor_sampling: as in `particle_gibbs`; here the exchanges renew texts as well.
-        resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme.
+        resampling: "multinomial" (the default here as in `particle_gibbs`), "systematic", "stratified", "residual",
+            "ssp" or a scheme.
         ess_threshold: resamples where the ESS is below this fraction of N.
+        progress: whether to show how many iterations are done, on standard error.
         throw: whether a fatal status raises; others give one warning.
         **options: `step`, `max_steps`, `scorer` and the others that `particle_filter` has for texts. The potential must
             be traceable: no function on the host.
@@ -135,43 +145,39 @@ def parallel_tempering(
             "`num_iterations` is 1 without `num_burn_in`, and powers exchange their texts after an iteration, so that "
             "no exchange would be seen: take at least 2 of both together"
         )
-    scheme, began = find_scheme(resampling), time.perf_counter()
+    drawing, began = resampling_of(resampling, ess_threshold), time.perf_counter()
+    when = ess_below(drawing.threshold)
     proper = powers[-1] == 0 and task.setup.mask is None and task.setup.base == "proposal"
     settings = {
         "num_particles": num_particles,
+        "num_iterations": kept,
         "num_burn_in": burn_in,
         "ancestor_sampling": ancestor_sampling,
         "inverse_temperatures": powers.tolist(),
+        **drawing.settings,
     }
 
     def one(key: PRNGKey, index: int) -> Generations:
-        ladder: Ladder = jax.device_get(
-            _ladder(
-                key,
-                setup,
-                task.prompt(index),
-                jnp.asarray(powers, float),
-                scheme,
-                ess_below(fraction("ess_threshold", ess_threshold)),
-                num_particles=num_particles,
-                num_iterations=burn_in + kept,
-                ancestor_sampling=ancestor_sampling,
-            )
-        )
-        exchanges = jax.tree.map(lambda leaf: leaf[burn_in:], ladder.exchanges)
+        start_key, loop_key = jax.random.split(key)
+        rungs, prompt = jnp.asarray(powers, float), task.prompt(index)
+        start = _start(start_key, setup, prompt, rungs, drawing.scheme, when, num_particles=num_particles)
+        ladder = Ladder(start.model, rungs, drawing.scheme, when, num_particles, ancestor_sampling)
+        done = run_passes(loop_key, ladder, start.rung, burn_in, kept, name="parallel_tempering", progress=progress)
+        found: Iteration = done.records
+        later: Iteration = jax.tree.map(lambda leaf: leaf[burn_in:], found)
         return pooled(
             task,
             index,
-            jax.tree.map(lambda leaf: leaf[burn_in:], ladder.coldest),
+            later.coldest,
             method="parallel_tempering",
-            scheme=type(scheme).__name__.lower(),
-            tokens_used=int(ladder.num_tokens),
-            scorer_tokens_used=int(ladder.num_scorer_tokens),
+            scheme=drawing.name,
+            tokens_used=int(np.sum(found.num_tokens) + start.num_tokens),
+            scorer_tokens_used=int(np.sum(found.num_scorer_tokens) + start.num_scorer_tokens),
             seconds=time.perf_counter() - began,
-            status=int(ladder.status),
+            status=int(np.bitwise_or.reduce(found.status)) | int(start.status) | done.status,
             settings=settings,
-            records={"swap_rate": np.mean(exchanges.rates, axis=0), "inverse_temperatures": powers},
-            log_evidence=_stepping_stones(exchanges.log_stones) if proper else float("nan"),
+            records={"swap_rate": np.mean(later.rates, axis=0), "inverse_temperatures": powers},
+            log_evidence=_stepping_stones(later.log_stones) if proper else float("nan"),
             note=STONES if proper else NO_EVIDENCE,
         )
 
@@ -180,7 +186,7 @@ def parallel_tempering(
 
 
 @compiled
-def _ladder(
+def _start(
     key: PRNGKey,
     setup: Setup,
     prompt: Prompt,
@@ -189,76 +195,86 @@ def _ladder(
     when: When,
     *,
     num_particles: int,
-    num_iterations: int,
-    ancestor_sampling: bool,
-) -> Ladder:
-    start_key, loop_key = jax.random.split(key)
+) -> Start:
     model = setup.model(prompt, axis_name=RUNGS)
-    rungs = powers.shape[0]
-
-    def at_power(power: Array) -> LanguageSteps:
-        return eqx.tree_at(lambda m: m.potential.inverse_temperature, model, power)
-
-    def choice(key: PRNGKey, run: Run) -> Rung:
-        rows = run.population.particles
-        reference, slot = draw_reference(key, rows, run.population.log_weights)
-        return Rung(reference, log_total(rows.potential_state)[slot])
 
     def begin(key: PRNGKey, power: Array) -> tuple[Run, Rung]:
         run_key, draw_key = jax.random.split(key)
-        run = run_steps(run_key, at_power(power), resample(scheme, when=when), num_particles=num_particles)
-        return light(run), choice(draw_key, run)
+        rule = resample(scheme, when=when)
+        run = run_steps(run_key, _at_power(model, power), rule, num_particles=num_particles)
+        return light(run), _choice(draw_key, run)
 
-    def move(key: PRNGKey, power: Array, colder: Array, reference: Reference) -> tuple[Run, Rung, Array]:
+    first, rung = jax.vmap(begin, axis_name=RUNGS)(jax.random.split(key, powers.shape[0]), powers)
+    records = first.records
+    return Start(
+        model, rung, jnp.sum(records.step_tokens), jnp.sum(records.scorer_tokens), any_bits(first.population.status)
+    )
+
+
+class Ladder(eqx.Module):
+    """One iteration: `(key, index, rung) -> (rung, Iteration)`, a step of the run driver.
+
+    Attributes:
+        model: bound to the prompt, its potential a `Raised`.
+        powers: of the rungs.
+        scheme: a resampling scheme.
+        when: `population -> bool`, whether to resample.
+        num_particles: N.
+        ancestor_sampling: whether the references' pasts are renewed.
+    """
+
+    model: LanguageSteps
+    powers: Float[Array, " r"]
+    scheme: Scheme
+    when: When
+    num_particles: int = eqx.field(static=True)
+    ancestor_sampling: bool = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKey, index: Int[Array, ""], rung: Rung) -> tuple[Rung, Iteration]:
+        """Moves every rung by a pass, then exchanges neighbours: even pairs and odd pairs in turn."""
+        move_key, swap_key = jax.random.split(key)
+        keys = jax.random.split(move_key, self.powers.shape[0])
+        above = jnp.concatenate([self.powers[:1], self.powers[:-1]])
+        runs, moved, stones = jax.vmap(self._move, axis_name=RUNGS)(keys, self.powers, above, rung.reference)
+        order, rates = exchange(swap_key, moved.log_total, self.powers, index % 2)
+        led = runs.population.context
+        return jax.tree.map(lambda leaf: leaf[order], moved), Iteration(
+            coldest=jax.tree.map(lambda leaf: leaf[0], runs),
+            num_tokens=jnp.sum(runs.records.step_tokens) + jnp.sum(led.num_tokens),
+            num_scorer_tokens=jnp.sum(runs.records.scorer_tokens) + jnp.sum(led.num_scorer_tokens),
+            status=any_bits(runs.population.status),
+            rates=rates,
+            log_stones=stones[1:],
+        )
+
+    def _move(
+        self, key: PRNGKey, power: Array, colder: Array, reference: Reference
+    ) -> tuple[Run, Rung, Float[Array, ""]]:
         run_key, draw_key = jax.random.split(key)
         run = conditional_run(
             run_key,
-            at_power(power),
+            _at_power(self.model, power),
             reference,
-            num_particles=num_particles,
-            scheme=scheme,
-            when=when,
-            ancestor_sampling=ancestor_sampling,
+            num_particles=self.num_particles,
+            scheme=self.scheme,
+            when=self.when,
+            ancestor_sampling=self.ancestor_sampling,
         )
         total = log_total(run.population.particles.potential_state)
         log_weights = run.population.log_weights
         gain = raised((colder - power).astype(total.dtype), total).astype(log_weights.dtype)
         stone = weigh(log_weights + gain).log_mean - weigh(log_weights).log_mean
-        return light(run), choice(draw_key, run), stone
+        return light(run), _choice(draw_key, run), stone
 
-    # Loops take the bits of keys, which would count as used again at each turn.
-    bits, restore = unwrap_key(jax.random.split(loop_key, num_iterations))
-    above = jnp.concatenate([powers[:1], powers[:-1]])
 
-    def iteration(carry: tuple[Rung, Array], bits: Array) -> tuple[tuple[Rung, Array], tuple]:
-        rung, count = carry
-        move_key, swap_key = jax.random.split(restore(bits))
-        keys = jax.random.split(move_key, rungs)
-        runs, moved, stones = jax.vmap(move, axis_name=RUNGS)(keys, powers, above, rung.reference)
-        order, rates = exchange(swap_key, moved.log_total, powers, count % 2)
-        after = jax.tree.map(lambda leaf: leaf[order], moved)
-        led = runs.population.context
-        used = (
-            jnp.sum(runs.records.step_tokens) + jnp.sum(led.num_tokens),
-            jnp.sum(runs.records.scorer_tokens) + jnp.sum(led.num_scorer_tokens),
-        )
-        status = jax.lax.reduce(runs.population.status, jnp.uint32(0), jax.lax.bitwise_or, (0,))
-        coldest = jax.tree.map(lambda leaf: leaf[0], runs)
-        return (after, count + 1), (coldest, used, status, Exchanges(rates, stones[1:]))
+def _at_power(model: LanguageSteps, power: Float[Array, ""]) -> LanguageSteps:
+    return eqx.tree_at(lambda m: m.potential.inverse_temperature, model, power)
 
-    first, start = jax.vmap(begin, axis_name=RUNGS)(jax.random.split(start_key, rungs), powers)
-    carry = (start, jnp.zeros((), jnp.int32))
-    _, (coldest, used, status, exchanges) = scan(iteration, carry, bits, num_iterations)
-    return Ladder(
-        first=first,
-        coldest=coldest,
-        num_tokens=jnp.sum(used[0]) + jnp.sum(first.records.step_tokens),
-        num_scorer_tokens=jnp.sum(used[1]) + jnp.sum(first.records.scorer_tokens),
-        status=jax.lax.reduce(
-            jnp.concatenate([status, first.population.status]), jnp.uint32(0), jax.lax.bitwise_or, (0,)
-        ),
-        exchanges=exchanges,
-    )
+
+def _choice(key: PRNGKey, run: Run) -> Rung:
+    rows = run.population.particles
+    reference, slot = draw_reference(key, rows, run.population.log_weights)
+    return Rung(reference, log_total(rows.potential_state)[slot])
 
 
 def exchange(
@@ -285,7 +301,7 @@ def exchange(
     return jnp.arange(up.shape[0], dtype=jnp.int32) + up - jnp.roll(up, 1), rates
 
 
-def _stepping_stones(log_stones: np.ndarray) -> float:
+def _stepping_stones(log_stones: Any) -> float:
     """The sum over neighbours of the log of the mean over iterations."""
     stones = np.asarray(log_stones, np.float64)
     top = np.max(stones, axis=0, initial=-np.inf)

@@ -13,18 +13,18 @@ from typing import Any
 
 import jax
 
-from probinf.core import PRNGKey, ess_below, is_concrete, resample
+from probinf.core import PRNGKey, ess_below, resample
 from probinf.llm._collect import StepReport
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
+from probinf.llm._kept import kept
 from probinf.llm._lm import LM
 from probinf.llm._masks import TokenMask
-from probinf.llm._options import one_or_several
+from probinf.llm._options import Resampling, one_or_several, resampling_of, task_of
 from probinf.llm._potential_types import Potential
 from probinf.llm._step import StepMode
-from probinf.llm._task import make_task, run_task
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.llm._task import run_task
+from probinf.samplers import AbstractScheme
 
 
 @one_or_several
@@ -85,7 +85,8 @@ def particle_filter(
         mesh: devices to spread rows over: the first axis must have a size that divides N. Tokens, ancestors and
             evidence are those of one device, as far as its matrix products do not depend on the number of rows.
         on_step: called with a `StepReport` after each step; the steps then run in a loop on the host, where Ctrl-C ends
-            the run with what there is, flagged `INTERRUPTED`.
+            the run with what there is, flagged `INTERRUPTED`. Without it, and where nothing else needs the host, all is
+            one program: Ctrl-C is heard once it has ended, and its result is lost.
         throw: whether a fatal status raises; others give one warning.
 
     Returns:
@@ -97,35 +98,36 @@ def particle_filter(
             scorer gives another shape than one number a row.
         TypeError: an argument is of a wrong type.
     """
-    scheme = find_scheme(resampling)
-    if is_concrete(ess_threshold) and not 0 <= float(ess_threshold) <= 1:
-        raise ValueError(f"`ess_threshold` is {ess_threshold}; needed a number in [0, 1]")
-    task = make_task(
-        lm,
-        prompt,
-        scorer=scorer,
-        potential=potential,
-        step=step,
-        max_steps=max_steps,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        mask=mask,
-        base=base,
-        stop=stop,
-    )
-    name = type(scheme).__name__.lower()
+    drawing, rule = _rule(resampling, ess_threshold)
+    text = {
+        "scorer": scorer,
+        "potential": potential,
+        "step": step,
+        "max_steps": max_steps,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "mask": mask,
+        "base": base,
+        "stop": stop,
+    }
     return run_task(
         key,
-        task,
-        resample(scheme, when=ess_below(ess_threshold)),
+        task_of(lm, prompt, text),
+        rule,
         num_particles=num_particles,
         method="particle_filter",
-        scheme=name,
-        settings={"resampling": name, "ess_threshold": float(ess_threshold)} if is_concrete(ess_threshold) else None,
+        scheme=drawing.name,
+        settings=drawing.settings,
         mesh=mesh,
         on_step=on_step,
         throw=throw,
     )
+
+
+@kept
+def _rule(resampling: str | AbstractScheme, ess_threshold: Any) -> tuple[Resampling, resample]:
+    drawing = resampling_of(resampling, ess_threshold)
+    return drawing, resample(drawing.scheme, when=ess_below(drawing.threshold))

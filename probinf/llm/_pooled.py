@@ -7,6 +7,7 @@ import numpy as np
 
 from probinf.llm._collect import make_generations
 from probinf.llm._generations import Generations
+from probinf.llm._labels import prompt_tokens
 from probinf.llm._rows import Rows
 from probinf.llm._run import Run
 from probinf.llm._task import Task
@@ -84,7 +85,7 @@ def pooled(
         finished_path=path(steps.finished),
         method=method,
         tokens_used=tokens_used,
-        scorer_tokens_used=scorer_tokens_used + (task.ids[index].size if scorer_tokens_used else 0),
+        scorer_tokens_used=scorer_tokens_used + prompt_tokens(task.setup.potential, task.ids[index].size),
         seconds=seconds,
         log_evidence=log_evidence,
         standard_error_note=note,

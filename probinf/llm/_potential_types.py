@@ -37,6 +37,8 @@ class StepView(eqx.Module):
         all_tokens: [N, capacity] all generated tokens; 0 from `length` on.
         length: [N] how many of them are real.
         last: [] whether no step follows this one, whatever the rows are.
+        axis_name: the axis over which several problems are mapped, if they are. A loop that ends where those of all
+            problems do (`lax.pmax` of what it goes by, over this axis) keeps no copies of what it carries.
     """
 
     tokens: Int[Array, "n s"]
@@ -47,6 +49,7 @@ class StepView(eqx.Module):
     all_tokens: Int[Array, "n capacity"]
     length: Int[Array, " n"]
     last: Bool[Array, ""]
+    axis_name: str | None = eqx.field(static=True, default=None)
 
     @property
     def ends(self) -> Bool[Array, " n"]:

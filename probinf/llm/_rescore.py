@@ -175,6 +175,7 @@ def _potentials(
             all_tokens=jnp.where(places[None] < length[:, None], written, 0),
             length=length,
             last=step == model.max_steps,
+            axis_name=model.decoder.axis_name,
         )
         state, scored = model.potential.update(state, view)
         more = jnp.where(active, scored.log_potential, 0).astype(total.dtype)

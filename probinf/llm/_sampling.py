@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from probinf.core import is_concrete, weight_dtype, whole_number
+from probinf.llm._kept import kept, real
 
 
 class Sampling(eqx.Module):
@@ -49,12 +50,12 @@ class Sampling(eqx.Module):
             _check("top_p", top_p, lambda x: 0 < x <= 1, "a number in (0, 1]")
         if top_k is not None and is_concrete(top_k):
             whole_number("top_k", top_k, 1)
-        self.temperature = _real(temperature)
+        self.temperature = real(temperature)
         self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
         # Finding the edge takes many passes over the vocabulary, so that it is left out where nothing is cut.
         keeps_all = top_p is None or (is_concrete(top_p) and float(top_p) == 1)
-        self.top_p = None if keeps_all else _real(top_p)
-        self.min_p = _real(min_p)
+        self.top_p = None if keeps_all else real(top_p)
+        self.min_p = real(min_p)
 
     def log_probs(self, logits: Float[Array, "n v"]) -> Float[Array, "n v"]:
         """Log of the base law of the next token, -inf for tokens that it never draws.
@@ -79,7 +80,14 @@ class Sampling(eqx.Module):
             scaled = _kept(scaled, at_least(relative, relative, wanted))
         # Relative to the top, which is 0 here; log 0 = -inf cuts nothing.
         scaled = _kept(scaled, scaled >= jnp.log(self.min_p.astype(scaled.dtype)))
-        return jax.nn.log_softmax(scaled, axis=-1)
+        # The largest is 0 already: no need to take it off, as `log_softmax` would.
+        return scaled - jnp.log(jnp.sum(jnp.exp(scaled), axis=-1, keepdims=True))
+
+
+@kept
+def sampling_of(temperature: Any, top_k: Any, top_p: Any, min_p: Any) -> Sampling:
+    """A `Sampling`, made once where all are plain numbers; arguments and errors are its."""
+    return Sampling(temperature, top_k, top_p, min_p)
 
 
 def at_least(
@@ -114,10 +122,6 @@ def at_least(
 
 def _kept(scaled: Array, keep: Array) -> Array:
     return jnp.where(keep, scaled, -jnp.inf)
-
-
-def _real(value: Any) -> Array:
-    return jnp.asarray(value, jnp.zeros(()).dtype)
 
 
 def _check(name: str, value: Any, fits: Any, needed: str) -> None:

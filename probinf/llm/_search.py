@@ -11,13 +11,13 @@ estimate no evidence, and weights are equal.
 from typing import Any, Unpack
 
 from probinf.core import PRNGKey, whole_number
+from probinf.llm._changed import run_changed
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
-from probinf.llm._independent import changed, only_scored, without_law
+from probinf.llm._independent import only_scored, without_law
 from probinf.llm._keep_best import keep_best
 from probinf.llm._lm import LM
 from probinf.llm._options import RunOptions, one_or_several, part, task_of
-from probinf.llm._task import run_task
 
 
 @one_or_several
@@ -105,16 +105,17 @@ def _search(
     key: PRNGKey, lm: LM, prompt: Any, num_particles: int, rule: keep_best, method: str, options: RunOptions
 ) -> Generations | GenerationsBatch:
     text, run = part(only_scored(method, lm, options))
-    task = task_of(lm, prompt, text)
-    settings = {"width": rule.width, "aggregate": rule.aggregate, "distinct": rule.distinct}
-    result = run_task(
+    settings = {"width": rule.width, "aggregate": rule.aggregate}
+    if method == "beam":
+        settings["distinct"] = rule.distinct
+    return run_changed(
         key,
-        task,
+        task_of(lm, prompt, text),
         rule,
+        without_law,
         num_particles=num_particles,
         method=method,
         settings=settings,
         has_evidence=False,
         **run,
     )
-    return changed(result, without_law)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from probinf.core import whole_number
-from probinf.core._effects import is_concrete, repeat_while
+from probinf.core import is_concrete, repeat_while, whole_number
+from probinf.llm._kept import real
 from probinf.llm._lm import LM
 from probinf.llm._potential_types import Prompt, StepView
 
@@ -56,7 +56,7 @@ class StepReader(eqx.Module):
         if self.log_probs is None:
             raise TypeError("`start` before `bind`: bind the potential to a prompt first")
         law = jnp.broadcast_to(self.log_probs, (num_rows, *self.log_probs.shape))
-        return ReaderState(self.lm.model.empty_cache(num_rows, capacity), law)
+        return ReaderState(self.lm.empty_cache(num_rows, capacity), law)
 
     def read(self, state: ReaderState, step: StepView) -> tuple[ReaderState, Float[Array, " n"]]:
         """The state after the step, and the log probability of its tokens; 0 for rows that made none.
@@ -79,7 +79,7 @@ class StepReader(eqx.Module):
             return ReaderState(cache, jnp.where((count > 0)[:, None], law, state.log_probs)), total
 
         total = jnp.zeros(state.log_probs.shape[0], state.log_probs.dtype)
-        return in_blocks(block, step.tokens, num_fed(step), (state, total), self.chunk)
+        return in_blocks(block, step.tokens, num_fed(step), (state, total), self.chunk, step.axis_name)
 
     def _tempered(self, logits: Array) -> Array:
         return logits / self.temperature.astype(logits.dtype)
@@ -105,7 +105,14 @@ def step_reader(lm: LM, temperature: Any = 1.0, chunk: int = CHUNK) -> StepReade
     return StepReader(lm, positive("temperature", temperature), whole_number("chunk", chunk, 1))
 
 
-def in_blocks(function: Callable, tokens: Int[Array, "n s"], count: Int[Array, " n"], carry: Any, size: int) -> Any:
+def in_blocks(
+    function: Callable,
+    tokens: Int[Array, "n s"],
+    count: Int[Array, " n"],
+    carry: Any,
+    size: int,
+    axis_name: str | None = None,
+) -> Any:
     """Folds `function(tokens, count, carry) -> carry` over blocks of at most `size` of each row's tokens.
 
     Args:
@@ -115,6 +122,7 @@ def in_blocks(function: Callable, tokens: Int[Array, "n s"], count: Int[Array, "
         carry: pytree.
         size: of a block. One block is no loop; several are a `while_loop` over those that hold a token, which has no
             reverse-mode derivative.
+        axis_name: that of the `StepView`: the loops of several problems end together, and keep no copies of caches.
 
     Returns:
         The last carry.
@@ -124,7 +132,8 @@ def in_blocks(function: Callable, tokens: Int[Array, "n s"], count: Int[Array, "
         return function(tokens, count, carry)
     num_blocks = -(-room // size)
     padded = jnp.pad(tokens, ((0, 0), (0, num_blocks * size - room)))
-    longest = _over_problems(jnp.max(count))
+    longest = jnp.max(count)
+    longest = longest if axis_name is None else jax.lax.pmax(longest, axis_name)
 
     def body(i: Any, state: tuple[Array, Any]) -> tuple[Array, Any]:
         del i
@@ -134,14 +143,6 @@ def in_blocks(function: Callable, tokens: Int[Array, "n s"], count: Int[Array, "
 
     begin = jnp.zeros((), count.dtype), carry
     return repeat_while(lambda state: state[0] < longest, body, begin, num_blocks)[1]
-
-
-def _over_problems(number: Int[Array, ""]) -> Int[Array, ""]:
-    """The largest of all problems, where several run in one program: else their loops would keep copies of caches."""
-    try:
-        return jax.lax.pmax(number, PROBLEMS)
-    except NameError:  # there is no such axis: one problem
-        return number
 
 
 def last_of(outputs: Float[Array, "n s *v"], count: Int[Array, " n"]) -> Float[Array, "n *v"]:
@@ -194,7 +195,7 @@ def positive(name: str, value: Any) -> Float[Array, ""]:
     """
     if is_concrete(value) and not 0 < float(value) < float("inf"):
         raise ValueError(f"`{name}` is {value!r}; needed a finite number above 0")
-    return jnp.asarray(value, float)
+    return real(value)
 
 
 def _steps(tokens: Array) -> Int[Array, "1 s"]:

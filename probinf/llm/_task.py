@@ -19,7 +19,6 @@ from probinf.core import (
     PRNGKey,
     Status,
     compiled,
-    is_concrete,
     is_traceable,
     place,
     whole_number,
@@ -30,6 +29,8 @@ from probinf.llm._decode import BASES
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._host_run import State, as_run, run_on_host
+from probinf.llm._keep_best import score_of_steps
+from probinf.llm._labels import prompt_tokens
 from probinf.llm._lm import LM, bucket, make_prompt
 from probinf.llm._masks import TokenMask
 from probinf.llm._matcher import find_matcher
@@ -38,7 +39,7 @@ from probinf.llm._potential_types import Potential, Prompt
 from probinf.llm._potentials import find_potential
 from probinf.llm._rows import Rows
 from probinf.llm._run import Recorder, Rule, Run, run_steps
-from probinf.llm._sampling import Sampling
+from probinf.llm._sampling import sampling_of
 from probinf.llm._step import StepMode, as_ends
 from probinf.llm._step_reader import PROBLEMS
 
@@ -123,7 +124,7 @@ def make_task(
     size, capacity = _sizes(lm, found, ids, names, max_steps * step.max_tokens, max_tokens)
     setup = Setup(
         network=lm.model,
-        sampling=Sampling(temperature, top_k, top_p, min_p),
+        sampling=sampling_of(temperature, top_k, top_p, min_p),
         mask=mask,
         delimiters=find_matcher("step", step.delimiters, lm),
         stops=find_matcher("stop", (*as_ends("stop", stop), *lm.stop_ids), lm),
@@ -138,11 +139,10 @@ def make_task(
         "step": repr(step.delimiters) if step.delimiters else f"{step.max_tokens} tokens",
         "max_steps": max_steps,
         "max_tokens": capacity,
-        "potential": potential if isinstance(potential, str) else type(found).__name__,
         "base": base,
     }
     numbers = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    settings |= {name: _plain(value) for name, value in numbers.items() if value is not None and is_concrete(value)}
+    settings |= {name: _plain(value) for name, value in numbers.items() if value is not None}
     return Task(lm, setup, texts, ids, size, several, settings)
 
 
@@ -217,9 +217,8 @@ def run_task(
             own_key = jax.random.fold_in(key, index) if task.several else key
             watch = None
             if on_step is not None:
-                watch = functools.partial(
-                    _tell, on_step, task, functools.partial(finish, index), record, began, task.ids[index].size
-                )
+                read = prompt_tokens(task.setup.potential, task.ids[index].size)
+                watch = functools.partial(_tell, on_step, task, functools.partial(finish, index), record, began, read)
             run, potential = run_on_host(
                 own_key, task.setup, task.prompt(index, with_text=True), rule, home=home, watch=watch, **options
             )
@@ -310,7 +309,7 @@ def _generations(
         finished_path=records.finished,
         method=method,
         tokens_used=int(np.sum(records.step_tokens)),
-        scorer_tokens_used=scored + (task.ids[index].size if scored else 0),
+        scorer_tokens_used=scored + prompt_tokens(task.setup.potential, task.ids[index].size),
         seconds=seconds,
         log_evidence=float(records.log_evidence[-1]) if has_evidence else float("nan"),
         scheme=scheme,
@@ -329,14 +328,15 @@ def _tell(
     finish: Callable[..., Generations],
     record: Callable[[Population], PyTree] | None,
     began: float,
-    prompt_tokens: int,
+    read: int,
     state: State,
     potential: Potential,
 ) -> None:
     """Reports a step to the user."""
     population, last, seconds = state.population, state.records[-1], time.perf_counter() - began
     rows: Rows = population.particles
-    best = int(jnp.argmax(population.log_weights))
+    # Of equal weights, as where scores weigh nothing, the best score.
+    best = _first_best(population.log_weights, score_of_steps(rows.scores, "last"))
     scored = int(sum(jnp.sum(row.scorer_tokens) for row in state.records))
 
     def whole() -> Generations:
@@ -351,12 +351,18 @@ def _tell(
         resampled=bool(last.resampled),
         num_finished=int(jnp.sum(rows.finished)),
         tokens_used=int(sum(jnp.sum(row.step_tokens) for row in state.records)),
-        scorer_tokens_used=scored + (prompt_tokens if scored else 0),
+        scorer_tokens_used=scored + read,
         seconds=seconds,
         best_text=task.lm.decode(np.asarray(rows.tokens[best])[: int(rows.length[best])]),
         generations=whole,
     )
     on_step(report)
+
+
+def _first_best(log_weights: Array, scores: Array) -> int:
+    """The first row of the largest weight, and among those of the largest score; NaN is the least of all."""
+    keys = (np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf) for values in (log_weights, scores))
+    return max(enumerate(zip(*keys, strict=True)), key=lambda item: (item[1], -item[0]))[0]
 
 
 def _is_several(prompt: Any) -> bool:

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from probinf.core import PRNGKey, is_concrete, whole_number
+from probinf.core import PRNGKey, whole_number
 from probinf.llm._flattening import at_temperatures, entropic, no_potentials, reach_ess, record_power, resample_flat
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, fraction, one_or_several, part, task_of
+from probinf.llm._options import Resampling, RunOptions, fraction, one_or_several, part, resampling_of, task_of
 from probinf.llm._task import Task, run_task
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.samplers import AbstractScheme
 
 SCHEDULES = ("ess", "entropy", "base")
 
@@ -67,15 +66,14 @@ def tempered_filter(
     """
     text, run = part(options)
     task = task_of(lm, prompt, text)
-    threshold = fraction("ess_threshold", ess_threshold)
-    if inverse_temperature == "adaptive":
-        rule: Any = reach_ess(threshold)
+    drawing = resampling_of(resampling, ess_threshold)
+    if isinstance(inverse_temperature, str) and inverse_temperature == "adaptive":
+        rule: Any = reach_ess(drawing.threshold)
         settings = {"inverse_temperature": "adaptive"}
     else:
-        schedule = _schedule(inverse_temperature, task.setup.max_steps)
-        rule = at_temperatures(schedule, threshold)
+        rule = at_temperatures(_schedule(inverse_temperature, task.setup.max_steps), drawing.threshold)
         settings = {"inverse_temperature": np.asarray(inverse_temperature).tolist()}
-    return _flat(key, task, rule, num_particles, resampling, "tempered_filter", settings, run)
+    return _flat(key, task, rule, num_particles, drawing, "tempered_filter", settings, run)
 
 
 @one_or_several
@@ -117,8 +115,10 @@ def entropic_filter(
         raise ValueError(f"`schedule` is {schedule!r}; needed one of {list(SCHEDULES)}")
     text, run = part(options)
     task = task_of(lm, prompt, text)
-    rule = entropic(fraction("ess_threshold", ess_threshold), fraction("until", until), task.setup.max_steps, schedule)
-    return _flat(key, task, rule, num_particles, resampling, "entropic_filter", {"schedule": schedule}, run)
+    drawing = resampling_of(resampling, ess_threshold)
+    rule = entropic(drawing.threshold, fraction("until", until), task.setup.max_steps, schedule)
+    settings = {"schedule": schedule, "until": float(until)}
+    return _flat(key, task, rule, num_particles, drawing, "entropic_filter", settings, run)
 
 
 def _flat(
@@ -126,21 +126,20 @@ def _flat(
     task: Task,
     rule: Any,
     num_particles: int,
-    resampling: str | AbstractScheme,
+    drawing: Resampling,
     method: str,
     settings: dict[str, Any],
     run: dict[str, Any],
 ) -> Generations | GenerationsBatch:
     num_particles = whole_number("num_particles", num_particles, 1)
-    scheme = find_scheme(resampling)
     return run_task(
         key,
         task,
-        resample_flat(rule, scheme),
+        resample_flat(rule, drawing.scheme),
         num_particles=num_particles,
         method=method,
-        scheme=type(scheme).__name__.lower(),
-        settings=settings,
+        scheme=drawing.name,
+        settings=drawing.settings | settings,
         context=no_potentials(num_particles),
         record=record_power,
         **run,
@@ -148,13 +147,12 @@ def _flat(
 
 
 def _schedule(inverse_temperature: Any, num_steps: int) -> Float[Array, " t"]:
-    ends = inverse_temperature if isinstance(inverse_temperature, tuple) else (inverse_temperature,) * 2
-    if len(ends) != 2 or isinstance(ends[0], str):
+    try:
+        ends = np.broadcast_to(np.asarray(inverse_temperature, float), 2)
+    except ValueError as error:
         raise ValueError(
             f"`inverse_temperature` is {inverse_temperature!r}; needed a number, a pair (first, last) or 'adaptive'"
-        )
-    for value in ends:
-        if is_concrete(value) and not 0 <= float(value) < float("inf"):
-            raise ValueError(f"`inverse_temperature` is {inverse_temperature!r}; needed finite numbers, at least 0")
-    first, last = (jnp.asarray(value, float) for value in ends)
-    return first + (last - first) * jnp.linspace(0, 1, num_steps)
+        ) from error
+    if not np.all((ends >= 0) & (ends < np.inf)):
+        raise ValueError(f"`inverse_temperature` is {inverse_temperature!r}; needed finite numbers, at least 0")
+    return jnp.linspace(ends[0], ends[1], num_steps)

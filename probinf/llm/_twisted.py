@@ -19,15 +19,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from probinf.core import PRNGKey, ess_below, resample
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
+from probinf.llm._labels import Label, label_of, name_of
 from probinf.llm._lm import LM
-from probinf.llm._options import RunOptions, fraction, one_or_several, part, task_of
+from probinf.llm._options import RunOptions, one_or_several, part, resampling_of, task_of
 from probinf.llm._potential_types import Potential, Prompt, Scored, StepView
 from probinf.llm._potentials import find_potential, find_scorer
 from probinf.llm._rows import Rows
 from probinf.llm._scorers import Scorer
 from probinf.llm._task import run_task
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.samplers import AbstractScheme
 
 
 class TwistState(NamedTuple):
@@ -137,16 +137,17 @@ def twisted_smc(
     found = None
     if text.get("potential") is not None or text.get("scorer") is not None:
         found = find_potential(text.pop("potential", None), text.pop("scorer", None), lm)
-    task = task_of(lm, prompt, {**text, "potential": Twisted(find_scorer(twist), found), "scorer": None})
-    scheme = find_scheme(resampling)
-    rule = resample(scheme, when=ess_below(fraction("ess_threshold", ess_threshold)), look_ahead=last_log_psi)
+    guess = find_scorer(twist)
+    task = task_of(lm, prompt, {**text, "potential": Twisted(guess, found), "scorer": None})
+    drawing = resampling_of(resampling, ess_threshold)
+    label = Label("twist", None) if found is None else label_of(found)
     return run_task(
         key,
         task,
-        rule,
+        resample(drawing.scheme, when=ess_below(drawing.threshold), look_ahead=last_log_psi),
         num_particles=num_particles,
         method="twisted_smc",
-        scheme=type(scheme).__name__.lower(),
-        settings={"twist": type(twist).__name__},
+        scheme=drawing.name,
+        settings={**label._asdict(), "twist": name_of(guess), **drawing.settings},
         **run,
     )

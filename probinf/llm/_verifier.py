@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from probinf.core import whole_number
-from probinf.core._effects import is_concrete
+from probinf.core import is_concrete, whole_number
 from probinf.llm._host_calls import Outcome, call_all
 from probinf.llm._lm import LM
 from probinf.llm._potential_types import Prompt, StepView

@@ -24,16 +24,16 @@ import numpy as np
 from probinf.core import PRNGKey, compiled, ess_below, whole_number
 from probinf.llm._generations import Generations
 from probinf.llm._generations_batch import GenerationsBatch
-from probinf.llm._gibbs import Scheme, When, for_problems, light, require_traceable
+from probinf.llm._gibbs import Scheme, When, light, require_traceable
 from probinf.llm._lm import LM
 from probinf.llm._model import Setup
-from probinf.llm._options import TextOptions, fraction, one_or_several, task_of
+from probinf.llm._options import TextOptions, one_or_several, resampling_of, task_of
+from probinf.llm._passes import for_problems
 from probinf.llm._pooled import pooled
 from probinf.llm._potential_types import Prompt
 from probinf.llm._renew import Cost, waste_free_run
 from probinf.llm._run import Run
-from probinf.samplers._particle_filter import find_scheme
-from probinf.samplers._scheme import AbstractScheme
+from probinf.samplers import AbstractScheme
 
 DEPENDENT = (
     "states of one chain depend on each other, and so the single-run estimate does not hold: run the same prompt "
@@ -56,7 +56,8 @@ def waste_free(
 ) -> Generations | GenerationsBatch:
     """A particle filter whose resampled rows rewrite their last step by Metropolis moves; waste-free SMC on texts.
 
-    All in one compiled program; the prompts of a list run one after the other, problem i with `fold_in(key, i)`.
+    All in one compiled program; the prompts of a list run one after the other, problem i with `fold_in(key, i)`. So
+    Ctrl-C is heard once a prompt is done, and loses it; of a list those before it come back, flagged `INTERRUPTED`.
 
     Args:
         key: PRNG key.
@@ -65,8 +66,9 @@ def waste_free(
         num_particles: N >= 2, a multiple of `chain_length`.
         chain_length: P >= 2: N / P rows are resampled, and each becomes P by moves.
         resampling: "multinomial", "systematic", "stratified", "residual", "ssp" or a scheme.
-        ess_threshold: None resamples and moves at every step, which keeps the evidence estimate unbiased; a number does
-            where the ESS is below this fraction of N, which costs less and is consistent as N grows.
+        ess_threshold: None resamples and moves at every step, which keeps the evidence estimate unbiased (other methods
+            are unbiased at any threshold, so that theirs is 0.5); a number does where the ESS is below this fraction
+            of N, which costs less and is consistent as N grows.
         throw: whether a fatal status raises; others give one warning.
         **options: `step`, `max_steps`, `scorer` and the others that `particle_filter` has for texts. The potential must
             be traceable: no function on the host.
@@ -88,7 +90,14 @@ def waste_free(
         raise ValueError(
             f"`num_particles` is {num_particles}, not a multiple of `chain_length` = {length}: take {more}"
         )
-    scheme, began = find_scheme(resampling), time.perf_counter()
+    drawing = resampling_of(resampling, 1.0 if ess_threshold is None else ess_threshold)
+    when, began = None if ess_threshold is None else ess_below(drawing.threshold), time.perf_counter()
+    settings = {
+        "num_particles": num_particles,
+        "chain_length": length,
+        **drawing.settings,
+        "ess_threshold": None if ess_threshold is None else float(ess_threshold),
+    }
 
     def one(key: PRNGKey, index: int) -> Generations:
         run, cost = jax.device_get(
@@ -96,8 +105,8 @@ def waste_free(
                 key,
                 task.setup,
                 task.prompt(index),
-                scheme,
-                None if ess_threshold is None else ess_below(fraction("ess_threshold", ess_threshold)),
+                drawing.scheme,
+                when,
                 num_particles=num_particles,
                 chain_length=length,
             )
@@ -108,12 +117,12 @@ def waste_free(
             index,
             jax.tree.map(lambda leaf: np.asarray(leaf)[None], run),
             method="waste_free",
-            scheme=type(scheme).__name__.lower(),
+            scheme=drawing.name,
             tokens_used=int(np.sum(run.records.step_tokens) + cost.num_tokens),
             scorer_tokens_used=int(np.sum(run.records.scorer_tokens) + cost.num_scorer_tokens),
             seconds=time.perf_counter() - began,
             status=int(run.population.status),
-            settings={"num_particles": num_particles, "chain_length": length},
+            settings=settings,
             records={"acceptance_rate": np.asarray(rate)},
             log_evidence=float(run.records.log_evidence[-1]),
             note=DEPENDENT,

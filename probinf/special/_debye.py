@@ -155,7 +155,7 @@ def log_slope(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, ".
 def _log_slope_jvp(primals, tangents):
     (v, x), (dv, dx) = primals, tangents
     w = 1 / radius(v, x)
-    return log_slope(v, x), w * dv - (v / x) * w * dx
+    return log_slope(v, x), w * dv - (v * w / x) * dx  # v / x alone may overflow
 
 
 def slope_parts(
@@ -184,18 +184,31 @@ def rise(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _rise_jvp(primals, tangents):
     (v, x), (dv, dx) = primals, tangents
     value, w = rise(v, x), 1 / radius(v, x)
-    return value, value * (w * dv - (v / x) * w * dx)
+    return value, value * (w * dv - (v * w / x) * dx)
+
+
+def fall(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Divides x by r + v, the radius plus v: exp(-asinh(v / x)) for x >= 0 and v >= 0, or v > -1 where x is large."""
+    lead, rest = fall_parts(v, x)
+    return lead - rest
 
 
 @jax.custom_jvp
-def fall(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Divides x by r + v, the radius plus v: exp(-asinh(v / x)) for x >= 0 and v >= 0, or v > -1 where x is large."""
-    return x / (radius(v, x) + v)
+def fall_parts(v: Float[Array, "..."], x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(a, b) with a - b = x / (r + v), a rounded once or twice and b small, so that the difference is, too."""
+    wide = jnp.abs(v) <= x
+    q = jnp.where(wide, v, x) / jnp.where(wide, x, v)
+    root = jnp.sqrt(1 + q * q)
+    flat = wide & (q < 0.4)
+    lead = jnp.where(flat, 1, 0.5 * q)
+    rest = jnp.where(flat, q * (1 + q / (1 + root)) / (root + q), lead * (q / (1 + root)) ** 2)
+    steep = wide & ~flat
+    return jnp.where(steep, 1 / (root + q), lead), jnp.where(steep, 0, rest)
 
 
-@fall.defjvp
-def _fall_jvp(primals, tangents):
+@fall_parts.defjvp
+def _fall_parts_jvp(primals, tangents):
     (v, x), (dv, dx) = primals, tangents
     r = radius(v, x)
     value, w = fall(v, x), 1 / r
-    return value, (v * w / (r + v)) * dx - (value * w) * dv
+    return fall_parts(v, x), ((v * w / (r + v)) * dx - (value * w) * dv, jnp.zeros_like(value))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from probinf.special._arguments import common
-from probinf.special._debye import fall, far, radius, slope_sum
+from probinf.special._debye import fall_parts, far, radius, slope_sum
 from probinf.special._derivatives import item_wise
 from probinf.special._power_series import ratio_over_argument
 
@@ -55,7 +55,8 @@ def ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]
 def far_ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The ratio from radius 21 on."""
     w = 1 / radius(v, x)
-    return fall(v, x) - x * w * slope_sum(w, (v * w) ** 2, 1)
+    lead, rest = fall_parts(v, x)
+    return lead - (rest + x * w * slope_sum(w, (v * w) ** 2, 1))
 
 
 def near_ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:

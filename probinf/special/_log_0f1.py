@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from probinf.special._arguments import common, precision
 from probinf.special._debye import RADIUS, VALUES, horner, radius, series, slope_sum
-from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
+from probinf.special._derivatives import divide, item_wise, slope_in_first, tangent, total
 from probinf.special._power_series import hypergeometric_excess, ratio_over_argument, reciprocal_gamma
 
 # B_2k / (2k (2k - 1)), k = 1 to 8
@@ -84,15 +84,15 @@ def _defined(b, z):
 
 def _value(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
     """The value for 0 < b < inf and 0 <= z < inf."""
-    beyond, near_b, near_z, v, far_z = _split(b, z)
-    return jnp.where(beyond, _above(v, far_z), _below(near_b, near_z))
+    beyond, near_b, near_z, far_b, far_z = _split(b, z)
+    return jnp.where(beyond, _above(far_b, far_z), _below(near_b, near_z))
 
 
 def _by_parameter(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
     """The derivative in b."""
     inside = _inside(b, z)
-    beyond, near_b, near_z, v, far_z = _split(jnp.where(inside, b, 1), jnp.where(inside, z, 1))
-    value = jnp.where(beyond, ABOVE_SLOPE(v, far_z), BELOW_SLOPE(near_b, near_z))
+    beyond, near_b, near_z, far_b, far_z = _split(jnp.where(inside, b, 1), jnp.where(inside, z, 1))
+    value = jnp.where(beyond, ABOVE_SLOPE(far_b, far_z), BELOW_SLOPE(near_b, near_z))
     limit = jnp.where(z == jnp.inf, -jnp.inf, 0)
     return jnp.where(inside, value, jnp.where(_defined(b, z), limit, jnp.nan))
 
@@ -108,18 +108,18 @@ def _by_argument(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array,
 
 
 def _split(b, z):
-    """Which lanes leave the power series; b and z for it, v and z for the others, harmless numbers where not asked."""
+    """Which lanes leave the power series; b and z for it, and for the others, harmless numbers where not asked."""
     beyond = (_radius(b - 1, z) >= RADIUS) & (z > precision(b).spread * b)
     near = jnp.where(beyond, 1, b), jnp.where(beyond, 0, z)
-    return beyond, *near, jnp.where(beyond, b - 1, 0), jnp.where(beyond, z, RADIUS**2 / 4)
+    return beyond, *near, jnp.where(beyond, b, 1), jnp.where(beyond, z, RADIUS**2 / 4)
 
 
 def _below(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.log1p(hypergeometric_excess(b, z))
 
 
-def _above(v: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
-    terms = precision(v)
+def _above(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    terms, v = precision(b), b - 1
     r = _radius(v, z)
     w = 1 / r
     high = v >= terms.stirling_from
@@ -127,9 +127,12 @@ def _above(v: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."
     unit = jnp.where(high, v, 1)
     lead = jnp.where(high, 4 * (z / (r + v)), r)
     first = jnp.where(high, jnp.log1p(0.5 * lead / unit), jnp.log(jnp.where(high, 1, 0.5 * (r + v))))
-    h, product = reciprocal_gamma(jnp.where(high, 0, v), int(terms.stirling_from))
+    # Gamma(b) itself has lost b next to 1: it is Gamma(b + 1) / b.
+    low = b < 0.5
+    h, product = reciprocal_gamma(jnp.where(high, 0, jnp.where(low, b, v)), int(terms.stirling_from))
     inverse = 1 / unit
     stirling = inverse * horner(inverse * inverse, STIRLING[: terms.stirling])
+    product = divide(product, jnp.where(low, b, 1))
     rest = jnp.where(high, stirling, jnp.log(product) - jnp.log1p(h) - 0.5 * LOG_TWO_PI)
     return (lead - v * first) + (rest - 0.5 * jnp.log(r / unit) + series(VALUES, w, (v * w) ** 2, 1))
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from probinf.special._arguments import common, known_above_minus_one
 from probinf.special._debye import VALUES, argument_slope, far, order_slope, series, slope_parts
-from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
+from probinf.special._derivatives import divide, item_wise, slope_in_first, tangent, total
 from probinf.special._iv_ratio import near_ratio
 from probinf.special._log_k import log_k
 from probinf.special._power_series import factor_parts, log_factor
@@ -149,7 +149,7 @@ def by_argument_i(scaled: bool, v: Float[Array, "..."], x: Float[Array, "..."]) 
     v_in, x_in = jnp.where(inside, v, 1), jnp.where(inside, x, 1)
     lanes = far(v_in, x_in)
     near_v, near_x = jnp.where(lanes.mask, 0, v_in), jnp.where(lanes.mask, 1, x_in)
-    power = near_v / jnp.where((near_v == 0) & (near_x == 0), 1, near_x)
+    power = divide(near_v, jnp.where((near_v == 0) & (near_x == 0), 1, near_x))
     below = near_ratio(near_v, near_x) + power - (1 if scaled else 0)
     above = ARGUMENT_SLOPE(lanes.v, lanes.x) + (0 if scaled else 1)
     limit = jnp.where(v == jnp.inf, jnp.inf, 0 if scaled else 1)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from probinf.special import _near_k_tables as tables
 from probinf.special._debye import Table, horner
-from probinf.special._derivatives import item_wise, slope_in_first, tangent, total
+from probinf.special._derivatives import divide, item_wise, slope_in_first, tangent, total
 
 LOG_TWO = float(np.log(2))
 SWITCH = 2.0  # from the formula with logarithms to that with exponentials
@@ -116,7 +116,8 @@ def _decay_slope(decay, v, x):
     """decay^2 - decay / x - (v / x)^2 - 1, Bessel's equation; it cancels by at most the order, which is below 21."""
     # Two groupings, so that it is -inf and not NaN where its terms overflow.
     whole = jnp.abs(v) / x
-    above = (decay - whole) * (decay + whole) - decay / x
+    beyond = decay - whole
+    above = (beyond * decay + beyond * whole) - decay / x
     return jnp.where(split(v)[0], decay * (decay - 1 / x) - (v / x) ** 2, above) - 1
 
 
@@ -124,8 +125,8 @@ def _decay(v, x):
     near = near_k(v, x, jnp.log(0.5 * x))
     unit = jnp.where(near.small, 0.5 * x, 1)
     fractional, order = split(v)
-    quotient = jnp.where(fractional, near.slope, near.before) / near.here
-    return jnp.where(fractional, quotient / unit, quotient * unit + order / x)
+    quotient = divide(jnp.where(fractional, near.slope, near.before), near.here)
+    return jnp.where(fractional, divide(quotient, unit), quotient * unit + divide(order, x))
 
 
 DECAY_SLOPE = item_wise(partial(slope_in_first, _decay))
@@ -138,9 +139,9 @@ def near_ratio(v: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "
     unit = jnp.where(near.small, 0.5 * x, 1)
     fractional, order = split(v)
     # In this order: at x = 1e-300 the numerator over `unit` alone would overflow.
-    quotient = jnp.where(fractional, near.after, near.before) / near.here
-    whole = quotient * unit + jnp.where(v < 0, 0, 2 * order / x)
-    return jnp.where(fractional, quotient / unit, whole)
+    quotient = divide(jnp.where(fractional, near.after, near.before), near.here)
+    whole = quotient * unit + jnp.where(v < 0, 0, divide(2 * order, x))
+    return jnp.where(fractional, divide(quotient, unit), whole)
 
 
 def _small_seeds(mu, m, x, log_half, fractional):
@@ -151,7 +152,7 @@ def _small_seeds(mu, m, x, log_half, fractional):
     odd, odd_slope = _polynomial_and_slope(rows.odd, 2 * y - 1, m)
     sigma = mu * log_scale
     up = jnp.exp(sigma)
-    down = 1 / up
+    down = divide(jnp.ones_like(up), up)
     scale = jnp.where(fractional, 1, down)
     rising = jnp.where(fractional, up, 1)
     # Beyond the cap the square times y is nothing, and its derivatives would overflow.

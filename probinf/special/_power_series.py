@@ -8,11 +8,12 @@ Abramowitz and Stegun 6.1.34).
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from probinf.special._arguments import precision
 from probinf.special._debye import horner
-from probinf.special._derivatives import item_wise
+from probinf.special._derivatives import divide, item_wise
 
 # 1 / Gamma(1 + v) = 1 + v (GAMMA[0] + GAMMA[1] v + ...)
 GAMMA = (
@@ -47,42 +48,54 @@ GAMMA = (
 )
 
 
+MOST = 21  # the order up to which the power series serves
+LOG_EIGHT = float(np.log(8))
+
+
 def hypergeometric_excess(b: Float[Array, "..."], z: Float[Array, "..."]) -> Float[Array, "..."]:
     """0F1(; b; z) - 1 for b > 0 and z >= 0, to full relative accuracy.
 
     Good for z <= 110.25, and for z <= `spread` b of the precision.
     """
-    # Factors (b + k - 1) / (4 b): products of all of them stay inside the range of float32.
-    c = 1 / b
-    scaled = 0.25 * z * c
+    # Factors (b + k - 1) / (4 max(b, 1)): products of all of them, and their squares, are in the range of float32.
+    low = b < 1
+    c = 1 / jnp.where(low, 1, b)
+    scaled, first = 0.25 * z * c, 0.25 * jnp.where(low, b, 1)
     denominator = jnp.ones_like(b)
     numerator = jnp.ones_like(b)
     for k in range(precision(b).power, 1, -1):
-        denominator = denominator * (0.25 + 0.25 * (k - 1) * c)
+        denominator = denominator * (first + 0.25 * (k - 1) * c)
         numerator = denominator + (scaled * (1 / k)) * numerator
-    return (z * c) * (numerator / denominator)
+    return divide(z, b) * divide(numerator, denominator)
 
 
-def reciprocal_gamma(v: Float[Array, "..."], most: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(h, p) with 1 / Gamma(1 + v) = (1 + h) / p for -1 < v < `most` + 1/2; h = 0 at v = 0 and p = 1 for v <= 1/2."""
+def reciprocal_gamma(
+    v: Float[Array, "..."], most: int, unit: float = 1.0
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(h, p) with 1 / Gamma(1 + v) = (1 + h) / p for -1 < v < `most` + 1/2; h = 0 at v = 0 and p = 1 for v <= 1/2.
+
+    Each of the round(v) factors of p is taken over `unit`.
+    """
     nearest = jnp.maximum(jnp.round(v), 0)
     mu = v - nearest
     product = jnp.ones_like(v)
     for j in range(most):
-        product = product * jnp.where(nearest > j, v - j, 1)
+        product = product * jnp.where(nearest > j, (v - j) * (1 / unit), 1)
     return mu * horner(mu, GAMMA[: precision(v).gamma]), product
 
 
 def log_factor(v: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The logarithm of 0F1(; v + 1; y) / Gamma(v + 1) for v in [0, 21] and y <= 110.25, differentiable."""
-    one_more, rest = factor_parts(v, y)
-    return jnp.log(one_more) + rest / one_more
+    """The logarithm of 0F1(; v + 1; y) / Gamma(v + 1) for v in [0, 21] and y <= 110.25, for its derivatives."""
+    # The square of 21! is beyond float32.
+    h, product = reciprocal_gamma(v, MOST, unit=8.0)
+    constant = jnp.maximum(jnp.round(v), 0) * LOG_EIGHT
+    return (jnp.log1p(hypergeometric_excess(v + 1, y)) + jnp.log1p(h)) - (jnp.log(product) + constant)
 
 
 def factor_parts(v: Float[Array, "..."], y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """(a, b) with a + b = 0F1(; v + 1; y) / Gamma(v + 1) and b far below a; b keeps what a drops next to 1."""
     s = hypergeometric_excess(v + 1, y)
-    h, product = reciprocal_gamma(v, 21)
+    h, product = reciprocal_gamma(v, MOST)
     excess = s + (1 + s) * h
     alone = v <= 0.5  # then no factor of the product is taken, and the excess may be tiny
     one_more = jnp.where(alone, 1 + excess, (1 + s) * (1 + h) / product)
@@ -102,7 +115,7 @@ def ratio_over_argument(v: Float[Array, "..."], y: Float[Array, "..."]) -> Float
     current = jnp.ones_like(v)
     above = (2 / c) / (top - 0.5 + jnp.sqrt((top + 0.5) ** 2 + 4 * y))
     scaled_y, scaled_v = (c * c) * y, c * v
-    for j in range(last, 0, -1):
+    for j in range(last, 1, -1):
         current, above = scaled_y * above + (scaled_v + c * j) * current, current
-    # `above` carries one factor c less than `current`.
-    return c * above / current
+    # `above` carries one factor c less than `current`. The last step divides, which rounds less.
+    return 1 / ((v + 1) + y * divide(c * above, current))

@@ -34,8 +34,8 @@ NUM_STEPS = 4
 
 
 def stand_in(
-    key, lm, prompt, *, num_particles, max_steps, step, scorer=None, potential=None, temperature=1.0, throw=True,
-    on_step=None,
+    key, lm, prompt, *, num_particles, max_steps, step, scorer=None, potential=None, temperature=1.0, stop=None,
+    base="proposal", throw=True, on_step=None,
 ):  # fmt: skip
     """Reports a few steps of a run, then returns it, or ends in the way that `ENDS` says."""
     CALLS.append({name: value for name, value in locals().items() if name != "CALLS"})
@@ -59,6 +59,14 @@ def needs_more(key, lm, prompt, *, num_particles, max_steps, step, throw=True):
     return texts(weights=np.arange(1, num_particles + 1))
 
 
+def guided(key, lm, prompt, *, num_particles, max_steps, step, twist, progress=False, throw=True):
+    """A method that needs a twist, and goes by iterations."""
+    CALLS.append({"twist": twist, "progress": progress})
+    if ENDS:
+        raise ENDS.pop()
+    return texts(weights=np.arange(1, num_particles + 1))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("models") / "chains-tiny")
@@ -66,7 +74,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def call(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(requests, "METHODS", {"particle-filter": stand_in, "needs-more": needs_more})
+    monkeypatch.setattr(requests, "METHODS", {"particle-filter": stand_in, "needs-more": needs_more, "guided": guided})
     monkeypatch.chdir(tmp_path)
     CALLS.clear()
     ENDS.clear()
@@ -194,6 +202,25 @@ class TestInput:
         call("1>", "--scorer", "json:loads")
         assert CALLS[-1]["scorer"] is json.loads
 
+    def test_a_model_or_a_function_can_be_the_twist(self, call, folder):
+        call("1>", "--method", "guided", "--twist", "json:loads")
+        assert CALLS[-1] == {"twist": json.loads, "progress": True}
+        call("1>", "--method", "guided", "--twist", folder, "--quiet")
+        assert isinstance(CALLS[-1]["twist"], llm.LM)
+        assert not CALLS[-1]["progress"]
+
+    def test_stops_and_base(self, call):
+        call("1>", "--stop", r"\n\n", "--stop", "<eos>", "--base", "model")
+        assert (CALLS[-1]["stop"], CALLS[-1]["base"]) == (["\n\n", "<eos>"], "model")
+        call("1>")
+        assert (CALLS[-1]["stop"], CALLS[-1]["base"]) == (None, "proposal")
+
+    def test_defaults_are_those_of_the_methods(self):
+        assert requests.default_of("resampling") == "systematic; multinomial for particle-gibbs and parallel-tempering"
+        assert requests.default_of("ess_threshold") == "0.5; every step for waste-free"
+        assert requests.default_of("width") == "4"
+        assert requests.default_of("base") == "proposal"
+
     @pytest.mark.parametrize(
         ("words", "mode"),
         [
@@ -217,7 +244,7 @@ class TestBadRequests:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["1>", "--method", "best"], "`--method` must be one of particle-filter, needs-more; got 'best'"),
+            (["1>", "--method", "best"], "`--method` must be one of particle-filter, needs-more, guided; got 'best'"),
             (["1>", "--seed", "-1"], "`--seed` must lie between 0"),
             (["1>", "--step", "block:many"], "needed a number of tokens after the colon"),
             (["1>", "--step", ""], "`--step` is empty"),
@@ -229,6 +256,8 @@ class TestBadRequests:
             (["1>", "--plot", "tree.txt"], "must end in one of"),
             (["1>", "--top-k", "3"], "has no use for `--top-k`: leave it out"),
             (["1>", "--method", "needs-more", "--scorer", "x"], "has no use for `--scorer`"),
+            (["1>", "--method", "guided"], "the method guided needs `--twist`"),
+            (["1>", "--method", "guided", "--twist", "math:pi"], "`--twist` math:pi is 3.14"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -292,12 +321,18 @@ class TestCtrlC:
         assert result.exit_code == 130
         assert "Answers" in result.stdout
 
-    def test_before_the_first_step(self, call):
+    def test_one_program_is_lost_and_says_so(self, call):
         ENDS.append(KeyboardInterrupt())
         result = call("1>", "--quiet")
         assert result.exit_code == 130
-        assert "there is nothing to show" in result.stderr
+        assert "particle-filter ran as one program, of which nothing is kept: without --quiet" in result.stderr
         assert result.stdout == ""
+
+    def test_a_chain_without_a_pass_that_is_kept(self, call):
+        ENDS.append(KeyboardInterrupt("after 3 passes"))
+        result = call("1>", "--method", "guided", "--twist", "json:loads")
+        assert result.exit_code == 130
+        assert result.stderr.strip() == "interrupted: after 3 passes"
 
 
 class TestFiles:

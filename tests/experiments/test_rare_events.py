@@ -275,6 +275,7 @@ def run_small(tmp_path, monkeypatch, **changes):
 
 @pytest.mark.no_key_reuse
 class TestRun:
+    @pytest.mark.slow
     def test_from_end_to_end(self, tmp_path, monkeypatch):
         outcome = run_small(tmp_path, monkeypatch)
         broken = [claim.text for claim in outcome.claims if not claim.holds]

@@ -222,9 +222,9 @@ def test_a_small_tour_from_end_to_end(tmp_path, monkeypatch):
     outcome = run_experiment("tour", out=tmp_path / "tour", say=said.append)
     broken = [claim.text for claim in outcome.claims if not claim.holds]
     assert not broken
-    assert len(outcome.claims) == 15
+    assert len(outcome.claims) == 17
     page = outcome.report.read_text()
-    assert page.count("<svg ") == 8
+    assert page.count("<svg ") == 9
     assert "s1" in page
     assert (tmp_path / "tour" / "draws" / "regression.nc").is_file()
     assert any("HMC" in text for text in said)

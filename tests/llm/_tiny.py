@@ -7,12 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinf import llm
-from probinf.core import categorical, choose
+from probinf.core import Ending, categorical, choose
+from probinf.core._control import MAX_STEPS
 from probinf.llm._reference import Reference
 from probinf.llm._task import make_task
 from probinf.validity import enumerate_algorithm
 from probinf.validity._kernel_matrix import KernelMatrix, matrix_checks
 from tests.llm._tables import all_texts, log_prob, node_of, num_nodes, steps_of, table_lm
+
+
+class After:
+    """Ctrl-C after some passes."""
+
+    def __init__(self, num_passes):
+        self.num_passes = num_passes
+
+    def border(self, num_done):
+        return self.num_passes if num_done < self.num_passes else MAX_STEPS
+
+    def __call__(self, present):
+        return Ending.INTERRUPTED if present.num_done >= self.num_passes else None
 
 
 def models(vocab_size=2, depth=3, stop_ids=()):
@@ -39,13 +53,13 @@ def masses(lm, texts, log_potential):
     return np.exp([log_prob(lm, text) + log_potential(text) for text in texts])
 
 
-def references(texts, task, stop_ids=(), ends=()):
-    """All texts as references, stacked."""
+def references(texts, task, stop_ids=(), ends=(), cut=None):
+    """All texts as references, stacked; cut into steps by `cut`, or at `ends`."""
     capacity, bound = task.setup.capacity, task.setup.max_steps
     tokens, boundaries = np.zeros((len(texts), capacity), np.int32), np.zeros((len(texts), bound), np.int32)
     num_steps = np.zeros(len(texts), np.int32)
     for i, text in enumerate(texts):
-        steps = steps_of(text, ends, task.setup.step_tokens)
+        steps = steps_of(text, ends, task.setup.step_tokens) if cut is None else cut(text)
         tokens[i, : len(text)] = text
         boundaries[i, : len(steps)] = np.cumsum([len(step) for step in steps])
         num_steps[i] = len(steps)

@@ -23,6 +23,7 @@ from probinf.llm._matcher import find_matcher, token_texts
 from probinf.llm._model import LanguageSteps
 from probinf.llm._task import make_task
 from probinf.models.lm import LanguageModelConfig, init_language_model
+from tests.llm._folders import CHARACTERS, EOS, character_tokenizer
 from tests.llm._tables import law_of, table_lm
 
 CONFIG = LanguageModelConfig(
@@ -233,6 +234,8 @@ PIECES = Pieces(("a", "b", "ab", "aa", "ba", ";", "b;a", "", "\N{REPLACEMENT CHA
 
 
 def follow(matcher, tokens):
+    if matcher.hits is None:  # nothing to match
+        return matcher.step(jnp.zeros(len(tokens), jnp.int32), jnp.asarray(tokens))[1].tolist()
     next_state, table = np.asarray(matcher.next_state), np.asarray(matcher.hits)
     state, found = 0, []
     for token in tokens:
@@ -278,6 +281,17 @@ class DropsBlanks:
 
 def test_a_blank_at_the_start_of_a_token_counts():
     assert token_texts(DropsBlanks(), 5) == ("a", " b", "c", "", "")
+
+
+def test_the_name_of_a_special_token_is_its_id():
+    """Though it writes nothing, and though the tokenizer puts another one before every text."""
+    lm = llm.LM(table_lm(0, 17, 1).model, character_tokenizer(), (), "characters")
+    matcher = find_matcher("stop", ["<eos>", ";"], lm)
+    assert matcher.hits is not None
+    assert np.flatnonzero(matcher.hits[0]).tolist() == [CHARACTERS.index(";"), EOS]
+    assert matcher.hits.shape == (2, 17)  # states of the text alone
+    with pytest.raises(ValueError, match=r"'<end>', which names no special token of this model"):
+        find_matcher("stop", ["<end>"], lm)
 
 
 def test_a_stop_text_ends_rows(key):

@@ -266,6 +266,13 @@ def test_repeat_while_is_a_bounded_loop_that_can_be_enumerated(x64):
     assert int(three(jnp.asarray(8))) == 11
     assert int(repeat_while(lambda x: x < 2, lambda i, x: x + 1, jnp.asarray(0), 100)) == 2
 
+    def doubled(x):
+        return repeat_while(lambda x: x < 10, lambda i, x: 2 * x, x, 9)
+
+    assert [float(value) for value in jax.jvp(doubled, (jnp.asarray(3.0),), (jnp.ones(()),))] == [12, 4]
+    with pytest.raises(ValueError, match="Reverse-mode"):
+        jax.grad(doubled)(jnp.asarray(3.0))
+
     def until_a_one(key):
         def toss(i, state):
             drawn = choose(jax.random.fold_in(key, i), categorical, jnp.asarray([[0.7, 0.3]]))[0]

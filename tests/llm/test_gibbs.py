@@ -5,9 +5,12 @@ steps of different lengths, stops, masks and weights that correct for the temper
 
 Planted bugs, shown to be caught: a finished reference that stands beside the filter, weighed by its final score at each
 step (its_hub); slot 0 that is led on but not pinned when rows are resampled; the reference weighed by the score of its
-next step (the off-by-one of PIS); a future re-scored without its later potentials, or without its later words.
+next step (the off-by-one of PIS); a future re-scored without its later potentials, or without its later words. Tried
+once and caught: a future cut as if delimiters were looked for afresh behind the bound of a step.
 """
 
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +21,13 @@ import numpy as np
 import pytest
 
 from probinf import llm
-from probinf.core import ess_below, spawn, with_changes
-from probinf.llm import _conditional
+from probinf.core import InferenceWarning, Status, ess_below, spawn, with_changes
+from probinf.llm import _conditional, _passes
 from probinf.llm._conditional import Led, condition, conditional_run, lead
 from probinf.llm._reference import draw_reference
 from probinf.samplers import ALL_SCHEMES
 from tests.llm._tables import all_texts
-from tests.llm._tiny import kernel_checks, log_odds, masses, models, references, tiny_task
+from tests.llm._tiny import After, kernel_checks, log_odds, masses, models, references, tiny_task
 
 
 def kernel(task, *, num_particles=2, scheme="multinomial", threshold=1.0, ancestor_sampling=True, unrolled=False):
@@ -117,6 +120,30 @@ def test_steps_of_different_lengths_with_a_mask_and_corrected_weights():
     assert report.passed, report
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_delimiter_that_the_bound_of_a_step_cuts_in_two():
+    """Two tokens "b" end a step of at most two: behind "ab" a "b" is a step, behind "aa" the half of one.
+
+    Every text begins with "a", to keep them few.
+    """
+
+    def cut(text):
+        return text[:2], text[2:3] if text[1:3] == (1, 1) else text[2:4]
+
+    def weigh(step):
+        second, count = (values.astype(step.log_prob.dtype) for values in (step.tokens[:, 1], step.count))
+        return 0.7 * second - 0.4 * count
+
+    lm = llm.LM(models(2, 4)[0].model, Bits())
+    lm = eqx.tree_at(lambda m: m.model.logits, lm, lm.model.logits.at[0, 1].set(-jnp.inf))
+    task = tiny_task(lm, potential=llm.potential(weigh), step=llm.delimiter("bb", max_tokens=2), max_steps=2)
+    texts = sorted({sum(cut((0, *text)), ()) for text in itertools.product((0, 1), repeat=3)})
+    assert len(texts) == 7
+    target = masses(lm, texts, lambda text: sum(0.7 * sum(step[1:]) - 0.4 * len(step) for step in cut(text)))
+    report = kernel_checks(kernel(task, unrolled=True), references(texts, task, cut=cut), texts, target, 2)
+    assert report.passed, report
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_stop_that_reaches_over_a_step_and_a_bound_on_tokens():
@@ -132,15 +159,15 @@ def test_a_stop_that_reaches_over_a_step_and_a_bound_on_tokens():
 
 
 @pytest.mark.slow
-def test_what_a_run_tells(key):
+def test_what_a_run_tells(key, monkeypatch):
     """Where rows were resampled, futures of two tokens or one are re-scored behind four rows, in each of 7 passes."""
     lm, judge = models(2, 3)
-    keys = jax.random.split(key)
+    first, second = jax.random.split(key)
     options: dict[str, Any] = {"num_particles": 4, "num_burn_in": 2, "num_iterations": 5, "ess_threshold": 1.0}
     options |= {"scorer": judge, "step": llm.block(1), "max_steps": 3}
-    plain = llm.particle_gibbs(keys[0], lm, [0], ancestor_sampling=False, **options)
+    plain = llm.particle_gibbs(first, lm, [0], ancestor_sampling=False, **options)
     assert plain.tokens_used == (1 + 7) * 4 * 3
-    found = llm.particle_gibbs(keys[1], lm, [0], **options)
+    found = llm.particle_gibbs(jax.random.clone(second), lm, [0], **options)
     rescored = found.tokens_used - plain.tokens_used
     assert 0 < rescored <= 7 * 4 * (2 + 1)  # equal weights are not resampled
     assert rescored % 4 == 0
@@ -150,6 +177,17 @@ def test_what_a_run_tells(key):
     np.testing.assert_array_equal(found.ancestors // 4, np.repeat(np.arange(5), 4)[None].repeat(2, axis=0))
     assert found.records["slot"].shape == (5,)
     assert np.isnan(found.log_evidence)
+    own = {"num_particles": 4, "num_iterations": 5, "num_burn_in": 2, "ancestor_sampling": True}
+    own |= {"resampling": "multinomial", "ess_threshold": 1.0, "scorer": "table", "potential": "odds"}
+    assert {name: found.settings[name] for name in own} == own
+    # Ctrl-C behind the fourth pass: the same program, of which two passes are kept.
+    monkeypatch.setattr(_passes, "run_steps", functools.partial(_passes.run_steps, controls=[After(4)]))
+    with pytest.warns(InferenceWarning, match="INTERRUPTED"):
+        part = llm.particle_gibbs(jax.random.clone(second), lm, [0], **options)
+    assert part.status == Status.INTERRUPTED
+    assert part.texts == found.texts[: 2 * 4]
+    np.testing.assert_array_equal(part.scores, found.scores[: 2 * 4])
+    assert part.tokens_used < found.tokens_used
 
 
 @pytest.mark.slow

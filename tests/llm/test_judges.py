@@ -4,6 +4,8 @@ Exact throughout. Planted bugs, run every time in `test_planted_*`: a judge that
 that forgets its prompt's last token.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from tests.llm._steps import JUDGING, STRONG, TWO, bigram, cut, enumerated, log_
 # --- judge ---
 
 
-@pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1), (3,)])
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 1)])
 def test_judge_by_enumeration(lengths):
     texts, p, weights = enumerated(llm.judge(STRONG), lengths)
     strong = np.exp(np.array([log_prob(STRONG, text, 2) for text in texts]))
@@ -97,7 +99,7 @@ def tiny_views(lengths):
     return views([cut(text, lengths) for text in TEXT], base=None, size=6)
 
 
-@pytest.mark.parametrize(("lengths", "chunk"), [((6,), 64), ((2, 2, 2), 64), ((1,) * 6, 64), ((6,), 4), ((5, 1), 4)])
+@pytest.mark.parametrize(("lengths", "chunk"), [((2, 2, 2), 64), ((5, 1), 4)])
 def test_judge_equals_a_full_recomputation(transformer, recomputed, lengths, chunk):
     judge = find_potential(llm.judge(transformer, chunk=chunk), None, transformer)
     steps = tiny_views(lengths)
@@ -109,10 +111,9 @@ def test_judge_equals_a_full_recomputation(transformer, recomputed, lengths, chu
     assert state.reader.cache.lengths.tolist() == [6, 4, 2]
 
 
-@pytest.mark.parametrize(("lengths", "chunk"), [((6,), 4), ((2, 2, 2), 4)])
-def test_value_head_equals_a_full_recomputation(transformer, recomputed, lengths, chunk):
-    steps = tiny_views(lengths)
-    values, _ = run(llm.process_reward(llm.lm_scorer(transformer, chunk=chunk), "odds"), steps)
+def test_value_head_equals_a_full_recomputation(transformer, recomputed):
+    steps = tiny_views((5, 1))
+    values, _ = run(llm.process_reward(llm.lm_scorer(transformer, chunk=4), "odds"), steps)
     for t, scored in enumerate(values):
         for n, (_, head) in enumerate(recomputed):
             if bool(steps[t].active[n]):
@@ -133,8 +134,9 @@ def test_blocks_cover_each_token_once():
         assert (sums.tolist(), numbers.tolist()) == ([21, 7 + 8], [7, 2])
 
 
-def blocks_of_two(count):
-    return in_blocks(lambda _, number, carry: carry + number, jnp.ones((2, 9), jnp.int32), count, count * 0, 2)
+def blocks_of_two(count, axis_name=None):
+    ones = jnp.ones((2, 9), jnp.int32)
+    return in_blocks(lambda _, number, carry: carry + number, ones, count, count * 0, 2, axis_name)
 
 
 def test_blocks_without_tokens_are_left_out():
@@ -152,8 +154,8 @@ def test_blocks_without_tokens_are_left_out():
 
 def test_blocks_of_several_problems_select_no_carry():
     counts = jnp.asarray([[3, 1], [0, 9]])
-    for axis_name, each_its_own in (("problems", False), ("others", True)):
-        mapped = jax.vmap(blocks_of_two, axis_name=axis_name)
+    for axis_name, each_its_own in (("problems", False), (None, True)):
+        mapped = jax.vmap(functools.partial(blocks_of_two, axis_name=axis_name), axis_name="problems")
         assert mapped(counts).tolist() == counts.tolist()
         assert ("bool[2]" in str(jax.make_jaxpr(mapped)(counts))) == each_its_own  # the end of the loop
 

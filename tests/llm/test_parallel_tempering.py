@@ -4,7 +4,10 @@ What moves each power by itself is the conditional pass that `test_gibbs` proves
 ratio of an exchange upside down, and an exchange that leaves out the difference of the powers.
 """
 
+import functools
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +15,18 @@ import numpy as np
 import pytest
 
 from probinf import llm
-from probinf.core import categorical, choose, ess_below
+from probinf.core import Status, categorical, choose, ess_below
+from probinf.llm import _passes
 from probinf.llm._conditional import conditional_run
 from probinf.llm._parallel_tempering import exchange, parallel_tempering
-from probinf.llm._upper_bound import log_evidence_upper_bound
+from probinf.llm._run import Run
+from probinf.llm._upper_bound import _check_followed, _tokens, log_evidence_upper_bound
 from probinf.samplers import ALL_SCHEMES
 from probinf.validity import enumerate_algorithm
 from probinf.validity._kernel_matrix import KernelMatrix, matrix_checks
-from tests.llm._tables import all_texts
-from tests.llm._tiny import log_odds, masses, models, references, tiny_task
+from tests.llm._folders import BOS, CHARACTERS, EOS, character_tokenizer
+from tests.llm._tables import all_texts, table_lm
+from tests.llm._tiny import After, log_odds, masses, models, references, tiny_task
 
 POWERS = np.array([1.0, 0.4, 0.0])
 BASE = np.array([0.5, 0.3, 0.2])  # p of three texts
@@ -109,8 +115,56 @@ def test_the_judge_brackets_its_evidence(key):
     harmonic = np.exp(-bound.log_estimates)
     assert abs(harmonic.mean() - 1) < 5 * harmonic.std(ddof=1) / 8
     assert bound.tokens_used == 64 * 8 * 3
+    assert bound.scorer_tokens_used == 64 * 8 * 3 + 1
     with pytest.raises(ValueError, match=r"`draws\[0\]` has 2 tokens, but a run led by it ends after 3"):
         log_evidence_upper_bound(other_key, lm, [0], [[0, 1]], num_particles=2, **options)
+
+
+def test_draws_that_no_run_makes_are_refused():
+    def followed(lengths, log_probs, log_weights):
+        rows = SimpleNamespace(length=np.asarray(lengths)[:, None], log_prob=np.asarray(log_probs)[:, None])
+        records: Any = SimpleNamespace(log_weights=np.asarray(log_weights)[:, :, None])
+        population: Any = SimpleNamespace(particles=rows)
+        _check_followed(Run(population, records), [np.zeros(3, np.int32)] * 2)
+
+    followed([3, 3], [-1.0, -2.0], [[0.0, 0.5], [0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"`draws\[1\]` has 3 tokens, but a run led by it ends after 2"):
+        followed([3, 2], [-1.0, -2.0], [[0.0, 0.5], [0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"`draws\[0\]` has probability zero"):
+        followed([3, 3], [-np.inf, -2.0], [[0.0, 0.5], [0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"`draws\[1\]` has probability zero"):
+        followed([3, 3], [-1.0, -2.0], [[0.0, 0.5], [-np.inf, 0.0]])
+
+
+def test_draws_given_as_texts(key):
+    """Without what the tokenizer puts before a prompt; a single text is no list of draws."""
+    lm = llm.LM(table_lm(0, 17, 1).model, character_tokenizer(), (EOS,), "characters")
+    assert _tokens(lm, "7;<eos>", "draws[0]").tolist() == [CHARACTERS.index("7"), CHARACTERS.index(";"), EOS]
+    assert _tokens(lm, [BOS, 7], "draws[0]").tolist() == [BOS, 7]
+    draws: Any = "7;"
+    with pytest.raises(TypeError, match="draws"):
+        log_evidence_upper_bound(key, lm, "1>", draws, num_particles=2, step=llm.block(1), max_steps=2)
+
+
+@pytest.mark.slow
+def test_what_a_ladder_tells(key, monkeypatch):
+    """Three powers, of which a filter and six passes each write 4 texts of 3 tokens; Ctrl-C keeps two of the five."""
+    lm, judge = models(2, 3)
+    options: dict[str, Any] = {"num_particles": 4, "num_burn_in": 1, "num_iterations": 5, "ess_threshold": 1.0}
+    options |= {"scorer": judge, "step": llm.block(1), "max_steps": 3, "inverse_temperatures": (1.0, 0.5, 0.0)}
+    found = parallel_tempering(jax.random.clone(key), lm, [0], **options)
+    assert found.tokens_used == 3 * (1 + 6) * 4 * 3
+    assert found.scorer_tokens_used == found.tokens_used + 1
+    assert found.num_particles == 5 * 4
+    assert found.records["swap_rate"].shape == (2,)
+    assert np.isfinite(found.log_evidence)
+    own = {"num_particles": 4, "num_iterations": 5, "num_burn_in": 1, "ancestor_sampling": False}
+    own |= {"resampling": "multinomial", "ess_threshold": 1.0, "inverse_temperatures": [1.0, 0.5, 0.0]}
+    assert {name: found.settings[name] for name in own} == own
+    monkeypatch.setattr(_passes, "run_steps", functools.partial(_passes.run_steps, controls=[After(3)]))
+    part = parallel_tempering(jax.random.clone(key), lm, [0], throw=False, **options)
+    assert part.status == Status.INTERRUPTED
+    assert part.texts == found.texts[: 2 * 4]
 
 
 @pytest.mark.slow

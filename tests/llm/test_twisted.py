@@ -93,6 +93,8 @@ def test_what_a_run_tells(key):
     last = [scores[~np.isnan(scores)][-1] for scores in found.scores]
     np.testing.assert_allclose(last, [-np.log1p(np.exp(-value_of(judge, text))) for text in texts], rtol=1e-6)
     assert found.scorer_tokens_used == found.tokens_used + found.prompt_ids.size
+    both = twisted_smc(jax.random.clone(key), lm, [0, 1], num_particles=8, twist=judge, scorer=judge, **options)
+    assert both.scorer_tokens_used == 2 * (both.tokens_used + both.prompt_ids.size)
 
 
 def test_it_needs_a_twist(key):

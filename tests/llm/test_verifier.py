@@ -23,6 +23,7 @@ from probinf.core._spawn import absorb, fresh_population
 from probinf.llm._host_calls import call_all
 from probinf.llm._potentials import find_potential
 from probinf.llm._verifier import MAX_CAUSES, TextScorer
+from tests._slow import slow_after
 from tests.llm._steps import PROMPT, STOP, Letters, bigram, run, total, views
 
 LETTERS = bigram([[0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [0.4, 0.4, 0.2]], tokenizer=Letters(".ab"))
@@ -137,7 +138,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", slow_after(4, FAULTS))
 def test_faults_are_weight_zero_flagged_counted_and_explained(name):
     fault, text = FAULTS[name]
     said, causes = say(of_row_0(fault))

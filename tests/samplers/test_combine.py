@@ -121,6 +121,7 @@ def test_jumps_alternate_with_steps_within_a_model(combine: Any, key: Any) -> No
     assert np.abs(z_scores(seen[60:], [0.2, 0.5, 0.3, tail])).max() < 6.5
 
 
+@pytest.mark.slow
 def test_info_tells_which_kernel_ran(key: Any) -> None:
     key_cycle, key_mixture = jax.random.split(key)
     position = TransDimensional(jnp.asarray(1), jnp.asarray([0.3, 0.0]))
@@ -311,6 +312,7 @@ def variance_of_walks() -> float:
     return float(np.var(np.asarray(walk(jax.random.split(jax.random.key(1), 20_000)))))
 
 
+@pytest.mark.slow
 def test_every_step_of_a_repetition_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     # A variance of 20,000 normal numbers has a relative standard error of 1/100; 6 of them.
     assert variance_of_walks() == pytest.approx(5, abs=0.3)
@@ -319,6 +321,7 @@ def test_every_step_of_a_repetition_draws_anew(monkeypatch: pytest.MonkeyPatch) 
     assert variance_of_walks() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.no_key_reuse  # the steps one by one draw the same numbers
 def test_info_of_a_repetition_is_of_all_its_steps() -> None:
     target = Target(lambda x: jnp.where(x[0] > 1.5, jnp.nan, -0.5 * jnp.sum(x**2)))

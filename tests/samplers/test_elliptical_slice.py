@@ -162,6 +162,7 @@ def test_planted_bugs(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert distance_of_law() > BOUND
 
 
+@pytest.mark.slow
 def test_a_mean_may_be_like_the_position_or_a_vector() -> None:
     position = {"a": jnp.float32(0.4), "b": jnp.array([[1.0, -0.5]])}
     target = Target(lambda x: -(x["a"] ** 2) - jnp.sum(jnp.abs(x["b"])))

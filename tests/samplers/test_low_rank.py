@@ -83,6 +83,7 @@ def test_planted_bugs_are_seen(monkeypatch):
     assert exact(monkeypatch, root=False) > 0.1
 
 
+@pytest.mark.slow
 def test_warm_up_learns_directions_and_leaves_a_failed_chain_out():
     covariance = spiked(30, [200, 0.01])
     target = gaussian(covariance)

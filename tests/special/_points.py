@@ -1,13 +1,28 @@
-"""The stored reference points as arrays, and how far numbers are from them."""
+"""The stored reference points as arrays, functions evaluated in pieces of one shape, and how far numbers are off."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import mpmath as mp
 import numpy as np
 
 TABLE = Path(__file__).with_name("log_bessel_points.csv")
+SIZE = 256
+
+
+def at(function: Callable[..., Any], first: Any, second: Any) -> Any:
+    """What a function that works item by item gives at all pairs, as NumPy arrays.
+
+    It is called with `SIZE` pairs at a time, so that all tests of a file share one compiled program a dtype.
+    """
+    first, second = np.broadcast_arrays(first, second)
+    shape, count = first.shape, first.size
+    padded = [np.concatenate([a.ravel(), np.ones(-count % SIZE, a.dtype)]) for a in (first, second)]
+    pieces = [function(*(a[i : i + SIZE] for a in padded)) for i in range(0, count, SIZE)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count].reshape(shape), *pieces)
 
 
 class Points:

@@ -23,11 +23,12 @@ class Shared(NamedTuple):
     """Keys that all rows see.
 
     Attributes:
-        keys, values: [kv, p, hd].
+        keys: [kv, hd, p].
+        values: [kv, p, hd].
         visible: which of them are real, [p].
     """
 
-    keys: Float[Array, "kv p hd"]
+    keys: Float[Array, "kv hd p"]
     values: Float[Array, "kv p hd"]
     visible: Bool[Array, " p"]
 
@@ -44,8 +45,9 @@ def rotation_at(positions: Int[Array, "n s"], head_dim: int, theta: float, dtype
     wide = at_least_single(dtype)
     frequencies = jnp.asarray(theta ** (-np.arange(0, head_dim, 2) / head_dim), wide)
     angles = positions[:, :, None, None].astype(wide) * frequencies[None, None, None, :]
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return Rotation(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))
+    # Doubled last: compilers then keep cosine and sine, and do not compute them anew for each head that they turn.
+    halves = (jnp.cos(angles), jnp.sin(angles))
+    return Rotation(*(jnp.concatenate([half, half], axis=-1).astype(dtype) for half in halves))
 
 
 def rotate(x: Float[Array, "n s h hd"], rotation: Rotation) -> Float[Array, "n s h hd"]:
@@ -56,7 +58,7 @@ def rotate(x: Float[Array, "n s h hd"], rotation: Rotation) -> Float[Array, "n s
 
 def attend(
     queries: Float[Array, "n s h hd"],
-    keys: Float[Array, "n kv t hd"],
+    keys: Float[Array, "n kv hd t"],
     values: Float[Array, "n kv t hd"],
     visible: Bool[Array, "#n s t"],
     shared: Shared | None = None,
@@ -75,25 +77,29 @@ def attend(
         without meaning.
     """
     n, s, heads, head_dim = queries.shape
-    grouped = queries.reshape(n, s, keys.shape[1], heads // keys.shape[1], head_dim)
-    scale = head_dim**-0.5
-    own = _masked(contract("nskgd,nktd->nksgt", grouped, keys) * scale, visible[:, None, :, None, :])
-    peak = jnp.max(own, axis=-1)
+    kv, scale = keys.shape[1], head_dim**-0.5
+    grouped = queries.reshape(n, s, kv, heads // kv, head_dim)
+    # Explicit transposes of queries, the smallest arrays here: products then take all operands as they lie.
+    own = contract("nksgd,nkdt->nksgt", jnp.swapaxes(grouped, 1, 2), keys) * scale
+    own = _masked(own, visible[:, None, :, None, :])
+    peak, weights, total = _exponentials(own)
+    mixed = contract("nksgt,nktd->nksgd", weights.astype(values.dtype), values)
     if shared is None:
-        weights, total = _exponentials(own, peak)
-        mixed = contract("nksgt,nktd->nksgd", weights.astype(values.dtype), values)
+        mixed = mixed / total[..., None]
     else:
-        # Heads lead here, for the product with shared keys comes out so: only sums over p change places.
-        logits = contract("nskgd,kpd->knsgp", grouped, shared.keys) * scale
+        # Heads lead here, for one product then serves all rows.
+        logits = contract("knsgd,kdp->knsgp", jnp.moveaxis(grouped, 2, 0), shared.keys) * scale
         logits = _masked(logits, shared.visible[None, None, None, None, :])
-        peak = jnp.maximum(peak, jnp.swapaxes(jnp.max(logits, axis=-1), 0, 1))
-        weights, total = _exponentials(own, peak)
-        shared_weights, shared_total = _exponentials(logits, jnp.swapaxes(peak, 0, 1))
-        total = total + jnp.swapaxes(shared_total, 0, 1)
-        mixed = contract("nksgt,nktd->nksgd", weights.astype(values.dtype), values)
+        shared_peak, shared_weights, shared_total = _exponentials(logits)
         shared_mixed = contract("knsgp,kpd->knsgd", shared_weights.astype(values.dtype), shared.values)
-        mixed = mixed + jnp.swapaxes(shared_mixed, 0, 1)
-    mixed = mixed / total[..., None]
+        # Each part has a peak of its own, and the two meet in what is small: Milakov and Gimelshein (2018).
+        shared_peak, shared_total, shared_mixed = (
+            jnp.swapaxes(part, 0, 1) for part in (shared_peak, shared_total, shared_mixed)
+        )
+        highest = jnp.maximum(peak, shared_peak)
+        share, shared_share = jnp.exp(peak - highest), jnp.exp(shared_peak - highest)
+        total = share * total + shared_share * shared_total
+        mixed = mixed * (share / total)[..., None] + shared_mixed * (shared_share / total)[..., None]
     return jnp.swapaxes(mixed, 1, 2).reshape(n, s, heads * head_dim).astype(queries.dtype)
 
 
@@ -102,7 +108,9 @@ def _masked(logits: Array, visible: Array) -> Array:
     return jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
 
 
-def _exponentials(logits: Array, peak: Array) -> tuple[Array, Array]:
+def _exponentials(logits: Array) -> tuple[Array, Array, Array]:
+    """The largest logit, the exponentials of what the others lack of it, and their sum."""
     # The peak cancels between numerator and denominator, so that no gradient needs to pass through it.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(peak)[..., None])
-    return weights, jnp.sum(weights, axis=-1)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    weights = jnp.exp(logits - peak[..., None])
+    return peak, weights, jnp.sum(weights, axis=-1)

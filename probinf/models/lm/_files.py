@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from probinf.core._files import write_file
 from probinf.models.lm._config import LanguageModelConfig
@@ -151,7 +150,9 @@ def _read_config(file: Path) -> tuple[Family, LanguageModelConfig]:
     return family, family.read_config(content, str(file))
 
 
-def _read_tensors(stored: Any, family: Family, config: LanguageModelConfig, file: Path, dtype: Any) -> dict[str, Array]:
+def _read_tensors(
+    stored: Any, family: Family, config: LanguageModelConfig, file: Path, dtype: Any
+) -> dict[str, np.ndarray]:
     """The arrays that a model of this configuration has, each checked before it is read."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     template = jax.eval_shape(partial(init_language_model, config=config), key)
@@ -180,7 +181,7 @@ def _read_tensors(stored: Any, family: Family, config: LanguageModelConfig, file
         wanted = jnp.dtype(_FLOATS[kind] if dtype is None else dtype)
         check_dtype(wanted)
         # Cast on the host: a device that computes in single precision would cut float64 first.
-        tensors[name] = jnp.asarray(stored.get_tensor(name).astype(wanted))
+        tensors[name] = stored.get_tensor(name).astype(wanted)
     return tensors
 
 

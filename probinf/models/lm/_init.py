@@ -42,20 +42,19 @@ def init_language_model(
     query_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     embed_key, output_key, layers_key = jax.random.split(key, 3)
 
-    def matrix(key: PRNGKey, rows: int, columns: int, scale: float = 1.0) -> jax.Array:
-        return jax.random.normal(key, (rows, columns), dtype) * (scale * columns**-0.5)
+    def matrix(key: PRNGKey, size: int, inputs: int, scale: float = 1.0) -> jax.Array:
+        return jax.random.normal(key, (size, inputs), dtype).T * (scale * inputs**-0.5)
 
     def layer(key: PRNGKey) -> Layer:
         keys = jax.random.split(key, 7)
+        query_key_value = [matrix(keys[i], size, config.dim) for i, size in enumerate((query_dim, kv_dim, kv_dim))]
+        gate_up = [matrix(keys[i], config.hidden_dim, config.dim) for i in (4, 5)]
         return Layer(
             attention_norm=jnp.ones(config.dim, dtype),
-            query=matrix(keys[0], query_dim, config.dim),
-            key=matrix(keys[1], kv_dim, config.dim),
-            value=matrix(keys[2], kv_dim, config.dim),
+            query_key_value=jnp.concatenate(query_key_value, axis=1),
             output=matrix(keys[3], config.dim, query_dim, residual),
             mlp_norm=jnp.ones(config.dim, dtype),
-            gate=matrix(keys[4], config.hidden_dim, config.dim),
-            up=matrix(keys[5], config.hidden_dim, config.dim),
+            gate_up=jnp.concatenate(gate_up, axis=1),
             down=matrix(keys[6], config.dim, config.hidden_dim, residual),
         )
 

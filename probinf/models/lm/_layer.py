@@ -20,26 +20,52 @@ Keep = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Layer(eqx.Module):
-    """The weights of one block; matrices are [out, in], as in the checkpoints.
+    """The weights of one block; matrices are [in, out], the transposes of those in the checkpoints.
+
+    So products read them as they lie, which CPUs need: they would turn them round for every token. Matrices that have
+    the same input are one array, side by side: the product of few rows costs its start, and one large one starts once.
 
     Attributes:
         attention_norm, mlp_norm: scales [D].
-        query: [heads * hd, D].
-        key, value: [kv * hd, D].
-        output: [D, heads * hd].
-        gate, up: [hidden, D].
-        down: [D, hidden].
+        query_key_value: [D, (heads + 2 * kv) * hd], in this order.
+        output: [heads * hd, D].
+        gate_up: [D, 2 * hidden], in this order.
+        down: [hidden, D].
     """
 
     attention_norm: Float[Array, " d"]
-    query: Float[Array, "qd d"]
-    key: Float[Array, "kd d"]
-    value: Float[Array, "kd d"]
-    output: Float[Array, "d qd"]
+    query_key_value: Float[Array, "d qkv"]
+    output: Float[Array, "qd d"]
     mlp_norm: Float[Array, " d"]
-    gate: Float[Array, "f d"]
-    up: Float[Array, "f d"]
-    down: Float[Array, "d f"]
+    gate_up: Float[Array, "d two_f"]
+    down: Float[Array, "f d"]
+
+    @property
+    def query(self) -> Float[Array, "d qd"]:
+        """Its columns of `query_key_value`."""
+        return self.query_key_value[:, : self.output.shape[0]]
+
+    @property
+    def key(self) -> Float[Array, "d kd"]:
+        """Its columns of `query_key_value`."""
+        start, end = self.output.shape[0], self.query_key_value.shape[1]
+        return self.query_key_value[:, start : (start + end) // 2]
+
+    @property
+    def value(self) -> Float[Array, "d kd"]:
+        """Its columns of `query_key_value`."""
+        start, end = self.output.shape[0], self.query_key_value.shape[1]
+        return self.query_key_value[:, (start + end) // 2 :]
+
+    @property
+    def gate(self) -> Float[Array, "d f"]:
+        """Its columns of `gate_up`."""
+        return self.gate_up[:, : self.down.shape[0]]
+
+    @property
+    def up(self) -> Float[Array, "d f"]:
+        """Its columns of `gate_up`."""
+        return self.gate_up[:, self.down.shape[0] :]
 
     def __call__(
         self,
@@ -56,7 +82,8 @@ class Layer(eqx.Module):
             x: residual stream, in the dtype of the computation; weights are cast to it here, where they are used.
             config: the model's.
             rotation: angles of the positions of x.
-            keep: takes the new keys and values [n, s, kv, hd] to those that queries look at, [n, kv, t, hd].
+            keep: takes the new keys and values [n, s, kv, hd] to those that queries look at, [n, kv, hd, t] and
+                [n, kv, t, hd].
             visible: which of those each query sees.
             shared: keys of the prompt, or None.
 
@@ -64,20 +91,22 @@ class Layer(eqx.Module):
             The residual stream, and what `keep` returned.
         """
         inputs = rms_norm(x, self.attention_norm, config.norm_eps)
-        queries = _heads(linear(inputs, self.query), config.head_dim)
-        new_keys = _heads(linear(inputs, self.key), config.head_dim)
-        new_values = _heads(linear(inputs, self.value), config.head_dim)
-        keys, values = keep(rotate(new_keys, rotation), new_values)
-        x = x + linear(attend(rotate(queries, rotation), keys, values, visible, shared), self.output)
+        heads = linear(inputs, self.query_key_value)
+        heads = heads.reshape(*heads.shape[:-1], -1, config.head_dim)
+        turned, new_values = jnp.split(heads, [config.num_heads + config.num_kv_heads], axis=2)
+        queries, new_keys = jnp.split(rotate(turned, rotation), [config.num_heads], axis=2)
+        keys, values = keep(new_keys, new_values)
+        x = x + linear(attend(queries, keys, values, visible, shared), self.output)
         inputs = rms_norm(x, self.mlp_norm, config.norm_eps)
-        x = x + linear(jax.nn.silu(linear(inputs, self.gate)) * linear(inputs, self.up), self.down)
+        gate, up = jnp.split(linear(inputs, self.gate_up), 2, axis=-1)
+        x = x + linear(jax.nn.silu(gate) * up, self.down)
         return x, (keys, values)
 
 
-def linear(x: Float[Array, "... i"], weight: Float[Array, "o i"]) -> Float[Array, "... o"]:
-    """`weight` times x in the dtype of x."""
+def linear(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
+    """The product of x and `weight` in the dtype of x."""
     weight, x = cast_weight(weight, x)
-    return contract("...i,oi->...o", x, weight).astype(x.dtype)
+    return contract("...i,io->...o", x, weight).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "*b d"]:
@@ -85,7 +114,3 @@ def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, " d"], eps: float) -> 
     wide = x.astype(at_least_single(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
-
-
-def _heads(x: Array, head_dim: int) -> Array:
-    return x.reshape(*x.shape[:-1], -1, head_dim)

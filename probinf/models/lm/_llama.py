@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
 
 from probinf.models.lm._config import LanguageModelConfig
 from probinf.models.lm._layer import Layer
@@ -25,6 +25,7 @@ _LAYER = {
     "mlp.up_proj": "up",
     "mlp.down_proj": "down",
 }
+_JOINED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
 # Our names, theirs, and what theirs is when absent; without a default the key must be there.
 _COUNTS = {
     "vocab_size": "vocab_size",
@@ -44,7 +45,7 @@ class Family(NamedTuple):
         read_config: the content of `config.json` and its name (for errors) to a configuration.
         write_config: a configuration to what `config.json` says.
         tensors: a model's arrays by name; only shapes are looked at, so a model of `ShapeDtypeStruct`s will do.
-        build: configuration, arrays by name and the dtype of the computation to a model.
+        build: configuration, NumPy arrays by name and the dtype of the computation to a model.
         is_ignored: whether a tensor that the model has no place for may be left out.
     """
 
@@ -52,7 +53,7 @@ class Family(NamedTuple):
     read_config: Callable[[Mapping[str, Any], str], LanguageModelConfig]
     write_config: Callable[[LanguageModelConfig], dict[str, Any]]
     tensors: Callable[[LanguageModel], dict[str, Any]]
-    build: Callable[[LanguageModelConfig, Mapping[str, Array], str], LanguageModel]
+    build: Callable[[LanguageModelConfig, Mapping[str, np.ndarray], str], LanguageModel]
     is_ignored: Callable[[str], bool]
 
 
@@ -123,7 +124,7 @@ def _write_config(config: LanguageModelConfig) -> dict[str, Any]:
 def _tensors(model: LanguageModel) -> dict[str, Any]:
     tensors: dict[str, Any] = {"model.embed_tokens.weight": model.embed}
     for index, layer in enumerate(model.layers):
-        tensors |= {f"model.layers.{index}.{name}.weight": getattr(layer, field) for name, field in _LAYER.items()}
+        tensors |= {f"model.layers.{index}.{name}.weight": getattr(layer, field).T for name, field in _LAYER.items()}
     tensors["model.norm.weight"] = model.norm
     if model.output is not None:
         tensors["lm_head.weight"] = model.output
@@ -133,20 +134,28 @@ def _tensors(model: LanguageModel) -> dict[str, Any]:
     return tensors
 
 
-def _build(config: LanguageModelConfig, tensors: Mapping[str, Array], compute_dtype: str) -> LanguageModel:
+def _build(config: LanguageModelConfig, tensors: Mapping[str, np.ndarray], compute_dtype: str) -> LanguageModel:
     def layer(index: int) -> Layer:
-        return Layer(**{field: tensors[f"model.layers.{index}.{name}.weight"] for name, field in _LAYER.items()})
+        parts = {field: tensors[f"model.layers.{index}.{name}.weight"].T for name, field in _LAYER.items()}
+        joined = {field: _joined([parts.pop(name) for name in names]) for field, names in _JOINED.items()}
+        return Layer(**{field: jnp.asarray(array) for field, array in (parts | joined).items()})
 
     return LanguageModel(
-        embed=tensors["model.embed_tokens.weight"],
+        embed=jnp.asarray(tensors["model.embed_tokens.weight"]),
         layers=tuple(layer(index) for index in range(config.num_layers)),
-        norm=tensors["model.norm.weight"],
-        output=None if config.tie_embeddings else tensors["lm_head.weight"],
-        value=jnp.ravel(tensors["value_head.weight"]) if config.value_head else None,
-        value_bias=jnp.reshape(tensors["value_head.bias"], ()) if config.value_head else None,
+        norm=jnp.asarray(tensors["model.norm.weight"]),
+        output=None if config.tie_embeddings else jnp.asarray(tensors["lm_head.weight"]),
+        value=jnp.asarray(tensors["value_head.weight"].reshape(-1)) if config.value_head else None,
+        value_bias=jnp.asarray(tensors["value_head.bias"].reshape(())) if config.value_head else None,
         config=config,
         compute_dtype=compute_dtype,
     )
+
+
+def _joined(matrices: list[np.ndarray]) -> np.ndarray:
+    # On the host, so that a device never holds them twice; in the widest of their dtypes.
+    dtype = np.result_type(*matrices)
+    return np.concatenate([matrix.astype(dtype) for matrix in matrices], axis=1)
 
 
 def _is_ignored(name: str) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from probinf.core import is_concrete, whole_number
 from probinf.models.lm._attention import Shared, rotation_at
-from probinf.models.lm._cache import PromptCache, RowCache, slots_of, write_rows
+from probinf.models.lm._cache import PromptCache, RowCache, slots_of, write_keys, write_values
 from probinf.models.lm._config import LanguageModelConfig
 from probinf.models.lm._layer import Layer, rms_norm
 from probinf.models.lm._precision import cast_weight, check_representable, contract
@@ -136,12 +136,13 @@ class LanguageModel(eqx.Module):
         capacity = whole_number("capacity", capacity, least=1)
         self._check_length("rows", capacity)
         config = self.config
-        shape = (num_rows, config.num_kv_heads, capacity, config.head_dim)
 
-        def empty() -> tuple[Array, ...]:
+        def empty(*shape: int) -> tuple[Array, ...]:
+            shape = num_rows, config.num_kv_heads, *shape
             return tuple(jnp.zeros(shape, self._dtype()) for _ in range(config.num_layers))
 
-        return RowCache(empty(), empty(), jnp.zeros(num_rows, jnp.int32))
+        keys, values = empty(config.head_dim, capacity), empty(capacity, config.head_dim)
+        return RowCache(keys, values, jnp.zeros(num_rows, jnp.int32))
 
     def advance(
         self, prompt: PromptCache, cache: RowCache, tokens: Int[Array, "n s"], count: Int[Array, " n"]
@@ -170,7 +171,7 @@ class LanguageModel(eqx.Module):
                 f"`tokens` has {num_rows} rows, `count` {count.shape[0]} and `cache` {cache.lengths.shape[0]}: make "
                 "them agree"
             )
-        capacity, size = cache.keys[0].shape[-2], prompt.keys[0].shape[-2]
+        capacity, size = cache.keys[0].shape[-1], prompt.keys[0].shape[-1]
         count = jnp.clip(count.astype(jnp.int32), 0, num_tokens)
         steps = jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
         tokens = jnp.where(steps < count[:, None], tokens, jnp.zeros_like(tokens))
@@ -181,7 +182,7 @@ class LanguageModel(eqx.Module):
 
         def keep(index: int) -> Callable[[Array, Array], tuple[Array, Array]]:
             kept = cache.keys[index], cache.values[index]
-            return lambda keys, values: (write_rows(kept[0], keys, slots), write_rows(kept[1], values, slots))
+            return lambda keys, values: (write_keys(kept[0], keys, slots), write_values(kept[1], values, slots))
 
         shared = [Shared(keys, values, real) for keys, values in zip(prompt.keys, prompt.values, strict=True)]
         hidden, kept = self._run(tokens, prompt.length + places, keep, visible, shared)
@@ -195,7 +196,7 @@ class LanguageModel(eqx.Module):
 
         def keep(index: int) -> Callable[[Array, Array], tuple[Array, Array]]:
             del index
-            return lambda keys, values: (jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2))
+            return lambda keys, values: (jnp.moveaxis(keys, 1, 3), jnp.swapaxes(values, 1, 2))
 
         return self._run(tokens, steps[None], keep, visible, [None] * len(self.layers))
 

@@ -99,7 +99,7 @@ class FileTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ids, without special tokens unless they are asked for."""
-        return self._engine.decode([int(one) for one in ids], skip_special_tokens=skip_special_tokens)
+        return self._engine.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
 
     def token(self, index: int) -> str | None:
         """The vocabulary's name of an id, or None."""

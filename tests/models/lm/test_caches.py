@@ -6,6 +6,7 @@ the loop.
 """
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -129,7 +130,7 @@ def test_planted_writes_of_tokens_that_are_not_appended_are_seen(monkeypatch):
 
     def written(step):
         after, _ = step(model, shared, before, given, count)
-        return np.any(np.asarray(after.keys[0]) != 0, axis=(1, 3))
+        return np.any(np.asarray(after.keys[0]) != 0, axis=(1, 2))
 
     expected = np.arange(CAPACITY)[None] < np.asarray(count)[:, None]
     np.testing.assert_array_equal(written(advance), expected)
@@ -184,7 +185,7 @@ def test_tokens_beyond_the_capacity_are_written_nowhere():
     again, out = advance(model, shared, last, given, three)
     np.testing.assert_array_equal(cache.lengths, 9)
     np.testing.assert_array_equal(again.lengths, CAPACITY)
-    np.testing.assert_array_equal(last.keys[0][:, :, :9], cache.keys[0][:, :, :9])
+    np.testing.assert_array_equal(last.keys[0][..., :9], cache.keys[0][..., :9])
     np.testing.assert_array_equal(again.keys[0], last.keys[0])
     assert np.isfinite(out.logits).all()
 
@@ -248,8 +249,9 @@ def generate(write=None, dtype=jnp.float32, config=LARGE):
 
 def copies_of_caches(text):
     """Instructions that write a whole cache: copies, and selections between an old and a new one."""
-    shape = re.escape(f"f32[{ROWS},{LARGE.num_kv_heads},128,{LARGE.head_dim}]")
-    return re.findall(rf"= {shape}\S* (?:copy|select|copy-start)\(", text)
+    sizes = f"128,{LARGE.head_dim}", f"{LARGE.head_dim},128"
+    shape = "|".join(re.escape(f"f32[{ROWS},{LARGE.num_kv_heads},{size}]") for size in sizes)
+    return re.findall(rf"= (?:{shape})\S* (?:copy|select|copy-start)\(", text)
 
 
 def test_a_loop_updates_the_cache_in_place():
@@ -267,7 +269,11 @@ def test_planted_copies_of_the_cache_are_seen():
 def wide_weights_in_loop(text):
     """How many feed-forward matrices the loop over tokens carries in single precision."""
     (carried,) = re.findall(r"= (\(.*\)) while\(", text)
-    return len(re.findall(rf"f32\[(?:{LARGE.hidden_dim},{LARGE.dim}|{LARGE.dim},{LARGE.hidden_dim})\]", carried))
+    sizes = [
+        *itertools.permutations((LARGE.hidden_dim, LARGE.dim)),
+        *itertools.permutations((2 * LARGE.hidden_dim, LARGE.dim)),
+    ]
+    return sum(carried.count(f"f32[{rows},{columns}]") for rows, columns in sizes)
 
 
 @pytest.mark.slow  # `make test` compiles in another way, with other loops
@@ -275,7 +281,7 @@ def test_weights_in_bfloat16_are_not_cast_ahead_of_a_loop(monkeypatch):
     one_layer = dataclasses.replace(LARGE, num_layers=1)
     assert wide_weights_in_loop(generate(dtype=jnp.bfloat16, config=one_layer)) == 0
     monkeypatch.setattr(_layer, "cast_weight", lambda weight, x: (weight.astype(x.dtype), x))
-    assert wide_weights_in_loop(generate(dtype=jnp.bfloat16, config=one_layer)) == 3
+    assert wide_weights_in_loop(generate(dtype=jnp.bfloat16, config=one_layer)) == 2
 
 
 def test_grouped_queries_do_not_repeat_keys():

@@ -241,11 +241,11 @@ def test_double_precision_is_refused_where_it_would_be_single():
 
 
 def test_a_query_that_sees_nothing_gives_a_finite_number():
-    ones = jnp.ones((1, 2, 3, 4))
-    shared = _attention.Shared(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4)), jnp.zeros(3, bool))
+    keys, values = jnp.ones((1, 2, 4, 3)), jnp.ones((1, 2, 3, 4))
+    shared = _attention.Shared(keys[0], values[0], jnp.zeros(3, bool))
 
     def mixed(queries):
-        return _attention.attend(queries, ones, ones, jnp.zeros((1, 2, 3), bool), shared)
+        return _attention.attend(queries, keys, values, jnp.zeros((1, 2, 3), bool), shared)
 
     value, gradient = jax.jit(jax.value_and_grad(lambda q: jnp.sum(mixed(q))))(jnp.ones((1, 2, 4, 4)))
     assert np.isfinite(value)
