@@ -53,7 +53,6 @@ class Own(llm.Potential):
         (Own(STRONG), None, ("Own", "strong")),
         (Raised(llm.no_potential(), jnp.ones(())), None, ("Raised", None)),
     ],
-    ids=str,
 )
 def test_names(potential, scorer, label):
     assert label_of(find_potential(potential, scorer, WEAK)) == label

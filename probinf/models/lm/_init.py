@@ -43,7 +43,7 @@ def init_language_model(
     embed_key, output_key, layers_key = jax.random.split(key, 3)
 
     def matrix(key: PRNGKey, size: int, inputs: int, scale: float = 1.0) -> jax.Array:
-        return jax.random.normal(key, (size, inputs), dtype).T * (scale * inputs**-0.5)
+        return jax.random.normal(key, (size, inputs), dtype) * (scale * inputs**-0.5)
 
     def layer(key: PRNGKey) -> Layer:
         keys = jax.random.split(key, 7)
@@ -51,10 +51,10 @@ def init_language_model(
         gate_up = [matrix(keys[i], config.hidden_dim, config.dim) for i in (4, 5)]
         return Layer(
             attention_norm=jnp.ones(config.dim, dtype),
-            query_key_value=jnp.concatenate(query_key_value, axis=1),
+            query_key_value=jnp.concatenate(query_key_value),
             output=matrix(keys[3], config.dim, query_dim, residual),
             mlp_norm=jnp.ones(config.dim, dtype),
-            gate_up=jnp.concatenate(gate_up, axis=1),
+            gate_up=jnp.concatenate(gate_up),
             down=matrix(keys[6], config.dim, config.hidden_dim, residual),
         )
 

@@ -20,52 +20,53 @@ Keep = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Layer(eqx.Module):
-    """The weights of one block; matrices are [in, out], the transposes of those in the checkpoints.
+    """The weights of one block; matrices are [out, in], as in the checkpoints.
 
-    So products read them as they lie, which CPUs need: they would turn them round for every token. Matrices that have
-    the same input are one array, side by side: the product of few rows costs its start, and one large one starts once.
+    Matrices that have the same input are one array, one below the other: the product of few rows costs its start, and
+    one large product starts once. The other orientation, [in, out], is a tenth faster on CPU, but the products of XLA
+    then round differently for other numbers of rows, and results would depend on the number of devices.
 
     Attributes:
         attention_norm, mlp_norm: scales [D].
-        query_key_value: [D, (heads + 2 * kv) * hd], in this order.
-        output: [heads * hd, D].
-        gate_up: [D, 2 * hidden], in this order.
-        down: [hidden, D].
+        query_key_value: [(heads + 2 * kv) * hd, D], in this order.
+        output: [D, heads * hd].
+        gate_up: [2 * hidden, D], in this order.
+        down: [D, hidden].
     """
 
     attention_norm: Float[Array, " d"]
-    query_key_value: Float[Array, "d qkv"]
-    output: Float[Array, "qd d"]
+    query_key_value: Float[Array, "qkv d"]
+    output: Float[Array, "d qd"]
     mlp_norm: Float[Array, " d"]
-    gate_up: Float[Array, "d two_f"]
-    down: Float[Array, "f d"]
+    gate_up: Float[Array, "two_f d"]
+    down: Float[Array, "d f"]
 
     @property
-    def query(self) -> Float[Array, "d qd"]:
-        """Its columns of `query_key_value`."""
-        return self.query_key_value[:, : self.output.shape[0]]
+    def query(self) -> Float[Array, "qd d"]:
+        """Its rows of `query_key_value`."""
+        return self.query_key_value[: self.output.shape[1]]
 
     @property
-    def key(self) -> Float[Array, "d kd"]:
-        """Its columns of `query_key_value`."""
-        start, end = self.output.shape[0], self.query_key_value.shape[1]
-        return self.query_key_value[:, start : (start + end) // 2]
+    def key(self) -> Float[Array, "kd d"]:
+        """Its rows of `query_key_value`."""
+        start, end = self.output.shape[1], self.query_key_value.shape[0]
+        return self.query_key_value[start : (start + end) // 2]
 
     @property
-    def value(self) -> Float[Array, "d kd"]:
-        """Its columns of `query_key_value`."""
-        start, end = self.output.shape[0], self.query_key_value.shape[1]
-        return self.query_key_value[:, (start + end) // 2 :]
+    def value(self) -> Float[Array, "kd d"]:
+        """Its rows of `query_key_value`."""
+        start, end = self.output.shape[1], self.query_key_value.shape[0]
+        return self.query_key_value[(start + end) // 2 :]
 
     @property
-    def gate(self) -> Float[Array, "d f"]:
-        """Its columns of `gate_up`."""
-        return self.gate_up[:, : self.down.shape[0]]
+    def gate(self) -> Float[Array, "f d"]:
+        """Its rows of `gate_up`."""
+        return self.gate_up[: self.down.shape[1]]
 
     @property
-    def up(self) -> Float[Array, "d f"]:
-        """Its columns of `gate_up`."""
-        return self.gate_up[:, self.down.shape[0] :]
+    def up(self) -> Float[Array, "f d"]:
+        """Its rows of `gate_up`."""
+        return self.gate_up[self.down.shape[1] :]
 
     def __call__(
         self,
@@ -103,10 +104,10 @@ class Layer(eqx.Module):
         return x, (keys, values)
 
 
-def linear(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """The product of x and `weight` in the dtype of x."""
+def linear(x: Float[Array, "... i"], weight: Float[Array, "o i"]) -> Float[Array, "... o"]:
+    """`weight` times x in the dtype of x."""
     weight, x = cast_weight(weight, x)
-    return contract("...i,io->...o", x, weight).astype(x.dtype)
+    return contract("...i,oi->...o", x, weight).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "*b d"]:

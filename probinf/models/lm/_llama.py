@@ -124,7 +124,7 @@ def _write_config(config: LanguageModelConfig) -> dict[str, Any]:
 def _tensors(model: LanguageModel) -> dict[str, Any]:
     tensors: dict[str, Any] = {"model.embed_tokens.weight": model.embed}
     for index, layer in enumerate(model.layers):
-        tensors |= {f"model.layers.{index}.{name}.weight": getattr(layer, field).T for name, field in _LAYER.items()}
+        tensors |= {f"model.layers.{index}.{name}.weight": getattr(layer, field) for name, field in _LAYER.items()}
     tensors["model.norm.weight"] = model.norm
     if model.output is not None:
         tensors["lm_head.weight"] = model.output
@@ -136,7 +136,7 @@ def _tensors(model: LanguageModel) -> dict[str, Any]:
 
 def _build(config: LanguageModelConfig, tensors: Mapping[str, np.ndarray], compute_dtype: str) -> LanguageModel:
     def layer(index: int) -> Layer:
-        parts = {field: tensors[f"model.layers.{index}.{name}.weight"].T for name, field in _LAYER.items()}
+        parts = {field: tensors[f"model.layers.{index}.{name}.weight"] for name, field in _LAYER.items()}
         joined = {field: _joined([parts.pop(name) for name in names]) for field, names in _JOINED.items()}
         return Layer(**{field: jnp.asarray(array) for field, array in (parts | joined).items()})
 
@@ -155,7 +155,7 @@ def _build(config: LanguageModelConfig, tensors: Mapping[str, np.ndarray], compu
 def _joined(matrices: list[np.ndarray]) -> np.ndarray:
     # On the host, so that a device never holds them twice; in the widest of their dtypes.
     dtype = np.result_type(*matrices)
-    return np.concatenate([matrix.astype(dtype) for matrix in matrices], axis=1)
+    return np.concatenate([matrix.astype(dtype) for matrix in matrices])
 
 
 def _is_ignored(name: str) -> bool:

@@ -29,7 +29,7 @@ def tiny(dtype=jnp.float32, compute_dtype=None, config=CONFIG, seed=0) -> Langua
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
-        scale, shift = (leaf.shape[0] ** -0.5, 0.0) if leaf.ndim == 2 else (0.3, 1.0)
+        scale, shift = (leaf.shape[-1] ** -0.5, 0.0) if leaf.ndim == 2 else (0.3, 1.0)
         return jnp.asarray((shift + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype))
 
     return jax.tree.map(draw, jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0))))
@@ -62,7 +62,7 @@ def reference(model: LanguageModel, sequence) -> tuple[np.ndarray, np.ndarray | 
             np.asarray(matrix, np.float64) for matrix in (parts.query, parts.key, parts.value, parts.gate, parts.up)
         )
         u = _norm(x, layer.attention_norm, config.norm_eps)
-        q, k, v = ((u @ matrix).reshape(length, -1, config.head_dim) for matrix in (query, key, value))
+        q, k, v = ((u @ matrix.T).reshape(length, -1, config.head_dim) for matrix in (query, key, value))
         q, k = _rotate(q, config.rope_theta), _rotate(k, config.rope_theta)
         mixed = np.zeros_like(q)
         for head in range(config.num_heads):
@@ -71,10 +71,10 @@ def reference(model: LanguageModel, sequence) -> tuple[np.ndarray, np.ndarray | 
                 logits = k[: s + 1, served] @ q[s, head] / np.sqrt(config.head_dim)
                 weights = np.exp(logits - logits.max())
                 mixed[s, head] = weights @ v[: s + 1, served] / weights.sum()
-        x = x + mixed.reshape(length, -1) @ layer.output
+        x = x + mixed.reshape(length, -1) @ layer.output.T
         u = _norm(x, layer.mlp_norm, config.norm_eps)
-        gated = u @ gate
-        x = x + (gated / (1 + np.exp(-gated)) * (u @ up)) @ layer.down
+        gated = u @ gate.T
+        x = x + (gated / (1 + np.exp(-gated)) * (u @ up.T)) @ layer.down.T
     x = _norm(x, model.norm, config.norm_eps)
     output = model.embed if model.output is None else model.output
     return x @ output.T, None if model.value is None else x @ model.value + model.value_bias

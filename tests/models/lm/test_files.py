@@ -112,8 +112,8 @@ def test_the_file_has_the_names_and_shapes_of_llama(folder):
     stored = safetensors.load((folder / "model.safetensors").read_bytes())
     assert {name: array.shape for name, array in stored.items()} == NAMES
     model = tiny(config=UNTIED)
-    np.testing.assert_array_equal(stored["model.layers.1.self_attn.k_proj.weight"], model.layers[1].key.T)
-    np.testing.assert_array_equal(stored["model.layers.0.mlp.up_proj.weight"], model.layers[0].up.T)
+    np.testing.assert_array_equal(stored["model.layers.1.self_attn.k_proj.weight"], model.layers[1].key)
+    np.testing.assert_array_equal(stored["model.layers.0.mlp.up_proj.weight"], model.layers[0].up)
 
 
 def test_the_configuration_has_the_keys_of_llama(folder):
