@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow  only those marked slow"
 	@echo "make lint       ruff, basedpyright, import-linter"
 	@echo "make format     let ruff mend what it can"
-	@echo "make bench      filters, tempered, mcmc, llm and scaling benchmarks, us and the peers, into benchmarks/results/"
+	@echo "make bench      filters, tempered, mcmc, llm, bessel and scaling benchmarks, us and the peers, into benchmarks/results/"
 	@echo "make docs       the site, into site/"
 	@echo "make clean      remove environments, caches and built files"
 
@@ -70,7 +70,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.core
-	@for name in filters tempered mcmc llm scaling; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	@for name in filters tempered mcmc llm bessel scaling; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

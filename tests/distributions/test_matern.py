@@ -68,6 +68,7 @@ def evaluated(s, v, *, length_scale: Any = 1.0, variance: Any = 1.0, dtype=jnp.f
 
 
 class TestDouble:
+    @pytest.mark.slow
     def test_values_and_derivatives(self, points, x64):
         s, v, (values, by_s, by_v) = points
         found, (d_s, d_v, d_scale, d_variance) = evaluated(s, v)

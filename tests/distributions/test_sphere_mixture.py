@@ -89,6 +89,7 @@ def test_one_component_is_the_fit_and_weights_count(key):
     np.testing.assert_allclose(fit.counts, [30])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_steps_are_those_of_the_definition():
     """One E and M step of two components, point by point; the planted step without component weights differs."""

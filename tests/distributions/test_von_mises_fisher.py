@@ -20,6 +20,7 @@ from numpyro.distributions import kl_divergence
 
 from probinf.distributions import VonMisesFisher
 from probinf.distributions import _von_mises_fisher_angle as angles
+from tests._slow import slow_after
 
 CONCENTRATIONS = np.array([0.3, 5.0, 40.0, 900.0])
 
@@ -75,7 +76,7 @@ def test_closed_forms_in_three_dimensions():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", slow_after(1, ["float64", "float32"]))
 def test_log_prob_in_32768_dimensions(dtype):
     p = 32768
     rng = np.random.default_rng(1)

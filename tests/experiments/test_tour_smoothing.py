@@ -41,6 +41,7 @@ def perfect(found, *, shift=0.0, widen=1.0):
     return found._replace(means=paths.mean(axis=1), squares=np.mean((paths - found.mean) ** 2, axis=1))
 
 
+@pytest.mark.slow
 def test_it_holds(found):
     assert holds(found)
 

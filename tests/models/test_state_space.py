@@ -14,6 +14,7 @@ import scipy.stats
 from jax.scipy.special import logsumexp
 
 from probinf.models import LinearGaussian, StateSpaceModel, kalman_filter
+from tests._slow import slow_after
 
 
 def local_level() -> StateSpaceModel:
@@ -75,7 +76,7 @@ def by_law(name: str) -> StateSpaceModel:
 
 
 @pytest.mark.numpyro
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", slow_after(8, LAWS))
 def test_population_draws_follow_the_law_particle_by_particle(name, key):
     # Particles at two states in turn. Kolmogorov-Smirnov against NumPyro's own draws, 1e-7 a test, at most 6 tests a
     # law. n = 4000 a sample: detects a distance of 0.12 in distribution functions with a false-pass rate below 1e-6.

@@ -29,6 +29,7 @@ from probinf.samplers._hmc import hmc
 from probinf.samplers._initial import init_chains
 from probinf.samplers._random_walk import random_walk
 from probinf.samplers._warmup import prepare_warmup, warmup
+from tests._slow import slow_after
 
 
 def test_windows_are_those_of_stan() -> None:
@@ -128,7 +129,7 @@ def after_one_step(kernel: Any, target: Target, positions: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["constant", "nan", "huge", "tiny", "linear"])
-@pytest.mark.parametrize("make", [hmc, random_walk])
+@pytest.mark.parametrize("make", slow_after(1, [hmc, random_walk]))
 def test_step_size_search_ends_finite_and_positive(kind: str, make: Any) -> None:
     densities = {
         "constant": lambda x: 0 * jnp.sum(x),

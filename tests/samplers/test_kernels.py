@@ -253,7 +253,7 @@ def test_nan_region_is_never_entered_and_flagged(name: str, key: Any) -> None:
     assert not bool(jnp.any(is_fatal(states.status)))
 
 
-@with_every_kind
+@pytest.mark.parametrize("name", slow_after(3, KINDS))
 def test_infinite_density_freezes_the_chain_at_its_last_good_state(name: str, key: Any) -> None:
     target, kernel = edge_target("inf"), ALL_KERNELS[name]()
     positions = jax.tree.map(lambda a: jnp.broadcast_to(a, (50, *a.shape)), position_at(0.9))
@@ -288,7 +288,7 @@ def test_a_state_of_density_zero_accepts_any_possible_proposal(name: str, key: A
     assert rates <= {0.0, 1.0} or name in OF_MANY
 
 
-@with_every_kind
+@pytest.mark.parametrize("name", slow_after(3, KINDS))
 def test_statuses_and_draws_agree_in_eager_jit_vmap_and_scan(name: str) -> None:
     kernel, target = ALL_KERNELS[name](), edge_target("nan")
     starts = [position_at(0.5), position_at(2.0)]

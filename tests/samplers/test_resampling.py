@@ -19,6 +19,7 @@ from scipy import stats
 from probinf.samplers import ALL_SCHEMES, multinomial, residual, ssp, stratified, systematic
 from probinf.samplers._fixed_point import cumulative_offspring, fraction_bits
 from probinf.samplers._resampling import positions_to_ancestors
+from tests._slow import slow_after
 
 WEIGHTS = [
     [0.5, 0.3, 0.2],
@@ -72,7 +73,7 @@ def test_pinned_law_keeps_slot_0(name, weights, x64):
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-@pytest.mark.parametrize("weights", [WEIGHTS[0], WEIGHTS[4], WEIGHTS[5]], ids=str)
+@pytest.mark.parametrize("weights", slow_after(1, [WEIGHTS[5], WEIGHTS[0], WEIGHTS[4]]), ids=str)
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_draws_follow_the_law(name, weights, pinned, x64):
     # Chi-square on offspring numbers, 40,000 draws: false alarm 1e-6, a cell off by 0.03 is missed less than 1e-6.
@@ -92,7 +93,7 @@ def test_draws_follow_the_law(name, weights, pinned, x64):
 
 @pytest.mark.parametrize("core", ["systematic", "stratified"])
 @pytest.mark.parametrize("uniform", [0.0, np.nextafter(np.float32(1), np.float32(0))])
-@pytest.mark.parametrize("count", [1, 2, 3, 2**20, 2**24 + 1])
+@pytest.mark.parametrize("count", slow_after(3, [1, 3, 2**24 + 1, 2, 2**20]))
 def test_extreme_uniforms(count, uniform, core):
     w = jax.random.exponential(jax.random.key(0), (count,)).at[-1].set(0 if count > 1 else 1)
     uniforms = jnp.float32(uniform) if core == "systematic" else jnp.full(count, uniform, jnp.float32)
@@ -183,7 +184,7 @@ def test_all_weights_zero_gives_the_identity(name):
 
 
 @pytest.mark.no_key_reuse  # the same keys are used by each transformation, on purpose
-@pytest.mark.parametrize("name", ALL_SCHEMES)
+@pytest.mark.parametrize("name", slow_after(3, ALL_SCHEMES))
 def test_compiles_maps_and_differentiates(name):
     scheme = ALL_SCHEMES[name]
     keys = jax.random.split(jax.random.key(0), 3)

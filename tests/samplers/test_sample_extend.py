@@ -223,6 +223,7 @@ class TestRefused:
         assert np.all(more.samples[:, -11:] == more.samples[:, -1:])
 
 
+@pytest.mark.slow
 def test_trajectories_that_were_cut_short_are_told(tmp_path: Path) -> None:
     target, _, _ = regression()
     draws = sample(key(), nuts(0.001, max_depth=3), target, num_samples=20, num_warmup=0, num_chains=2, thin=2)

@@ -28,6 +28,7 @@ from probinf.samplers._random_walk import random_walk
 from probinf.samplers._sample import sample
 from probinf.samplers._stochastic_gradient import preconditioned_sgld, sghmc, sgld
 from probinf.validity import enumerate_algorithm
+from tests._slow import slow_after
 
 NUM, STEPS, WIDE = 20_000, 60, 6.5
 
@@ -399,7 +400,7 @@ def test_traced_parameters_that_are_not_valid_are_flagged() -> None:
     assert statuses(lambda a: preconditioned_sgld(0.1, decay=a), [0.5, 1.1, -0.1]) == [0, bad, bad]
 
 
-@with_every_kind
+@pytest.mark.parametrize("name", slow_after(1, KINDS))
 def test_sample_runs_them(name: str, key: Any) -> None:
     draws = sample(
         key,

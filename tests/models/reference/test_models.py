@@ -26,6 +26,7 @@ from probinf.models.reference import MODELS, NAMES, posterior
 from probinf.models.reference._ordered import OrderedNormal
 from probinf.models.reference._posterior import starts
 from probinf.samplers import hmc, sample
+from tests._slow import slow_after
 
 pytestmark = pytest.mark.numpyro
 
@@ -223,7 +224,7 @@ def test_log_density_is_the_formula(name: str, x64: None, key: Any) -> None:
 FLAT = {name for name in NAMES if name.startswith(("earnings", "garch", "kidiq", "mesquite", "nes"))}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_after(4, NAMES))
 def test_prior_can_be_drawn_where_it_is_proper(name: str, x64: None, key: Any) -> None:
     target = Target.from_numpyro(MODELS[name], **used(name, CASES[name].data(np.random.default_rng(3))))
     assert (target.sample_prior is None) == (name in FLAT)
