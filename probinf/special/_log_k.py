@@ -71,7 +71,8 @@ def kv_ratio(v: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Float[
     r"""Computes $K_{v+1}(x) / K_v(x)$, within 1e-14 (float64) or 1.5e-6 (float32), relative.
 
     It gives the moments of the generalised inverse Gaussian distribution. Derivatives of any order are right, but those
-    in x may be infinite or NaN where x^2 underflows, below 1e-154 (float64) or 1e-19 (float32).
+    in x may be infinite or NaN where x^2 underflows, below 1e-154 (float64) or 1e-19 (float32), and the second one in v
+    is wrong in float32 where it is a difference of large numbers (at v = .48, x = 1e-8 by more than its size).
 
     Edges: at x = 0 it is inf for v > -1/2, 1 for v = -1/2 and 0 below; 1 at x = inf; inf at v = inf and 0 at v = -inf.
     NaN for x < 0, v = +-inf with x = inf, and NaN.
